@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from evcap.errors import EvcapError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 ORIENTATION = 0x0112  # EXIF tag, 1 = upright
-
-# Between one and two times Pillow's limit it only warns; evcap decodes those and refuses what is larger.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(EvcapError):
@@ -117,7 +113,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # These modes have no range of their own: PGM of 16 bits comes as I, the rest is stretched to its extremes.
         values = np.nan_to_num(np.asarray(image), posinf=0, neginf=0)
         low, high = values.min(), values.max()
-        image = _grey(values, 0, 65535) if image.mode == "I" and 0 <= low and high <= 65535 else _grey(values, low, high)
+        if image.mode == "I" and low >= 0 and high <= 65535:
+            low, high = 0, 65535
+        image = _grey(values, low, high)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         on_white = Image.new("RGB", image.size, "white")
