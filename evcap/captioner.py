@@ -1,0 +1,106 @@
+"""The chain, in order: patch tokens -> Q -> names -> V -> [Q,V] projected -> prompt -> caption (EVCap, arXiv 2311.15879)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from evcap.backbone import build_backbone
+from evcap.config import DecodingConfig, Preset
+from evcap.errors import EvcapError
+from evcap.fusion import NameFusion
+from evcap.language import LanguageModel, PackedCaptions
+from evcap.qformer import QFormer
+
+
+class PatchDoor(nn.Module):
+    """LayerNorm and learned positions for patch tokens of a convolutional tower, which carry neither."""
+
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.position = nn.Parameter(torch.zeros(1, tokens, width))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.norm(patches) + self.position
+
+
+class EVCap(nn.Module):
+    """All tensors of one captioner. Sizes come from the preset alone; build under `torch.device("meta")` to only count."""
+
+    def __init__(self, preset: Preset, language: LanguageModel, backbone: nn.Module | None = None):
+        super().__init__()
+        self.preset = preset
+        vision, width = preset.vision, preset.image_qformer.width
+        self.backbone = build_backbone(vision) if backbone is None else backbone
+        self.patch_door = PatchDoor(vision.tokens, vision.width) if preset.patch_positions else nn.Identity()
+        self.image_qformer = QFormer(preset.image_qformer, preset.image_queries, vision.width)
+        self.fusion = NameFusion(preset)
+        self.projection = nn.Linear(width, preset.language.hidden)
+        self.language = language
+        self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
+
+    def query_features(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B,P,C) -> Q (B,32,W)."""
+        return self.image_qformer(self.patch_door(patches))
+
+    def name_features(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
+        """Q (B,32,W) and tokenized names (B,L) -> V (B,8,W)."""
+        return self.fusion(name_ids, name_mask, queries)
+
+    def visual_vectors(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
+        """concat[Q,V] projected into the language model: (B,40,d)."""
+        return self.projection(torch.cat([queries, self.name_features(queries, name_ids, name_mask)], dim=1))
+
+    def loss(
+        self,
+        queries: torch.Tensor,
+        name_ids: torch.Tensor,
+        name_mask: torch.Tensor,
+        names: Sequence[Sequence[str]],
+        captions: PackedCaptions,
+        tail_slots: int = 0,
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the caption tokens of B pictures."""
+        vectors = self.visual_vectors(queries, name_ids, name_mask)
+        return self.language.loss(self.language.prompt(vectors, names, tail_slots), captions)
+
+    def generate(
+        self,
+        queries: torch.Tensor,
+        name_ids: torch.Tensor,
+        name_mask: torch.Tensor,
+        names: Sequence[Sequence[str]],
+        num_captions: int,
+        decoding: DecodingConfig,
+    ) -> list[list[str]]:
+        """`num_captions` captions for each of B pictures, best first."""
+        vectors = self.visual_vectors(queries, name_ids, name_mask)
+        return self.language.decode(self.language.prompt(vectors, names), num_captions, decoding)
+
+
+def trained_parts(model: EVCap) -> dict[str, torch.Tensor]:
+    """The tensors this project trains: everything but the image tower, the language model and the word embeddings."""
+
+    def frozen(name: str) -> bool:
+        lora = name.endswith((".down", ".up")) and name.startswith("language.")
+        return not lora and name.startswith(("backbone.", "language.", "fusion.embeddings."))
+
+    return {name: tensor for name, tensor in model.state_dict().items() if not frozen(name)}
+
+
+def load_parts(model: EVCap, given: dict[str, torch.Tensor], where: str) -> None:
+    """Copy trained tensors into the model: all of them, each of its shape; EvcapError names the first that does not fit."""
+    wanted = trained_parts(model)
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise EvcapError(f"{where}: tensor '{name}' {tuple(tensor.shape)} is missing; the file fits another preset")
+        if given[name].shape != tensor.shape:
+            raise EvcapError(f"{where}: tensor '{name}' is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}")
+    for name in given.keys() - wanted.keys():
+        raise EvcapError(f"{where}: unexpected tensor '{name}'; the file fits another preset")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])

@@ -1,0 +1,159 @@
+"""Typed settings. A preset is one YAML file that holds every size a model depends on; unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from evcap.errors import EvcapError
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The frozen image tower. `tokens` x `width` is the shape of the patch tokens it gives for one image."""
+
+    kind: str  # "efficientnet-lite2" or "blip2-vit"
+    image_size: int
+    width: int
+    tokens: int
+    mean: list[float]
+    std: list[float]
+    patch_size: int = 14
+    depth: int = 39
+    heads: int = 16
+    intermediate: int = 6144
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """BERT-shaped transformer; `cross_attention_every` 2 means layers 0, 2, 4 ... look at the context."""
+
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+    cross_attention_every: int = 2
+    dropout: float = 0.0
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Retrieval rule of the EVCap release: each query takes `hits`, the best `keep` of all survive, `names` are used."""
+
+    hits: int = 5
+    keep: int = 32
+    names: int = 10
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The frozen language model and the prompt around the visual vectors.
+
+    The prompt is `before`, the vectors, then `names` (when `names_in_prompt`), then `after`.
+    """
+
+    kind: str  # "smollm2-135m" or any folder or hub name that transformers' AutoModelForCausalLM opens
+    hidden: int
+    before: str
+    after: str
+    names: str = ""  # holds "{names}"
+    names_in_prompt: bool = False
+    names_tokens: int = 40  # room for the name tokens; longer lists are cut at a whole name
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    beams: int = 5
+    min_length: int = 0
+    max_length: int = 32
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything one model is made of."""
+
+    name: str
+    vision: VisionConfig
+    image_qformer: QFormerConfig
+    name_qformer: QFormerConfig
+    language: LanguageConfig
+    image_queries: int = 32
+    name_queries: int = 8
+    patch_positions: bool = False  # learned positions and a LayerNorm on the patch tokens, for towers that have none
+    text_width: int = 0  # width of the frozen sentence embedder used for contrast; 0 = no text projection
+    vocab_size: int = 30522  # BERT word pieces of the name fusion
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    assets: str | None = None  # folder with trained.safetensors and memory/, relative to the preset file
+
+
+def from_dict(cls, data, where: str):
+    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys."""
+    if not isinstance(data, dict):
+        raise EvcapError(f"{where}: expected settings as key: value, found {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise EvcapError(f"{where}: unknown key '{key}'. Known keys: {', '.join(fields)}")
+    values = {}
+    for name, f in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise EvcapError(f"{where}: key '{name}' is missing")
+    return cls(**values)
+
+
+def _convert(hint, value, where: str):
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+            return value
+    raise EvcapError(f"{where}: expected {hint}, found {value!r}")
+
+
+def load_yaml(path: str | Path, cls):
+    """Read a YAML file into dataclass `cls`. Raises EvcapError with one line for a missing, broken or unknown setting."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EvcapError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return from_dict(cls, data, str(path))
+
+
+def preset_path(name_or_path: str | Path) -> Path:
+    """The YAML file of a shipped preset name, or the given path itself."""
+    shipped = PRESET_FOLDER / f"{name_or_path}.yaml"
+    if shipped.exists():
+        return shipped
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    known = ", ".join(sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml")))
+    raise EvcapError(f"there is no preset '{name_or_path}'. Shipped presets: {known}; or give the path of a YAML file")
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """Read a preset by its shipped name ("embedded", "evcap-vicuna-13b") or from a YAML file of your own."""
+    return load_yaml(preset_path(name_or_path), Preset)

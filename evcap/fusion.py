@@ -1,0 +1,59 @@
+"""Retrieved names meet the picture: names + Q -> V, the filtered name features (EVCap, arXiv 2311.15879, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from evcap.config import Preset
+from evcap.qformer import QFormer
+
+SEPARATOR = " [SEP] "
+MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap release
+
+
+class NameEmbeddings(nn.Module):
+    """BERT's input embeddings without token types: word + position, LayerNorm."""
+
+    def __init__(self, vocab_size: int, width: int, eps: float, positions: int = 512):
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(positions, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (B,L) int64 -> (B,L,W)."""
+        return self.norm(self.word(ids) + self.position.weight[: ids.shape[1]])
+
+
+class NameFusion(nn.Module):
+    """T_obj and Q in one stream; only T_obj looks at the embedded names; its outputs are V."""
+
+    def __init__(self, preset: Preset):
+        super().__init__()
+        config = preset.name_qformer
+        self.embeddings = NameEmbeddings(preset.vocab_size, config.width, config.layer_norm_eps)
+        self.qformer = QFormer(config, preset.name_queries, config.width, has_guests=True)
+
+    def forward(self, name_ids: torch.Tensor, name_mask: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """name_ids (B,L) int64, name_mask (B,L) bool, Q (B,32,W) -> V (B,8,W)."""
+        return self.qformer(self.embeddings(name_ids), name_mask, guests=queries)
+
+
+class NameTokenizer:
+    """BERT-uncased word pieces of name lists joined by [SEP]."""
+
+    def __init__(self, tokenizer_json: str):
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(tokenizer_json)
+        self._tokenizer.enable_padding(pad_id=0)
+        self._tokenizer.enable_truncation(MAX_PIECES)
+
+    def __call__(self, names: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """B lists of names -> ids (B,L) int64, mask (B,L) bool. An empty list becomes [CLS] [SEP]."""
+        rows = self._tokenizer.encode_batch([SEPARATOR.join(row) for row in names])
+        ids = torch.tensor([row.ids for row in rows])
+        return ids, torch.tensor([row.attention_mask for row in rows], dtype=torch.bool)

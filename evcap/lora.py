@@ -1,0 +1,47 @@
+"""Low-rank adapters on a frozen language model (LoRA, arXiv 2106.09685).
+
+Written here, not taken from peft: it is thirty lines, keeps the trained file to plain tensors and merges at load.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoraLinear(nn.Module):
+    """Frozen linear map plus the trainable product `scale * up @ down`; `up` starts at zero."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base = base
+        self.scale = alpha / rank
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = nn.functional.linear(x, self.down.to(x.dtype))
+        return self.base(x) + nn.functional.linear(low, self.up.to(x.dtype) * self.scale)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
+    """Wrap every attention and feed-forward projection of a LLaMA-like model in place."""
+    for parent in list(model.modules()):
+        for name in TARGETS:
+            base = getattr(parent, name, None)
+            if isinstance(base, nn.Linear):
+                setattr(parent, name, LoraLinear(base, rank, alpha))
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> None:
+    """Fold the adapters into the weights, in float32, and remove the wrappers: inference then costs nothing extra."""
+    for parent in list(model.modules()):
+        for name in TARGETS:
+            wrapped = getattr(parent, name, None)
+            if isinstance(wrapped, LoraLinear):
+                weight = wrapped.base.weight
+                weight.copy_((weight.float() + wrapped.scale * wrapped.up.float() @ wrapped.down.float()).to(weight.dtype))
+                setattr(parent, name, wrapped.base)

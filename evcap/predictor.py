@@ -1,0 +1,161 @@
+"""The captioner as users hold it: pictures in, captions with their retrieved names out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evcap.build import build_model, name_tokenizer
+from evcap.captioner import EVCap
+from evcap.config import Preset, load_preset, preset_path
+from evcap.errors import EvcapError
+from evcap.images import open_image, to_tensor
+from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.weights import fingerprint
+
+Picture = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the captioner says of one picture: the best caption, all captions best first, and the retrieved names."""
+
+    caption: str
+    captions: list[str]
+    names: list[RetrievedName]
+
+
+def encoder_fingerprint(model: EVCap) -> str:
+    """Short hash of everything that turns pixels into memory keys: the image Q-Former's tensors and the vision settings."""
+    tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
+    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in model.patch_door.state_dict().items()})
+    return fingerprint(tensors, dataclasses.asdict(model.preset.vision))
+
+
+class Captioner:
+    """A model with a memory. `memory` may be assigned or edited at any time; captions follow at once, without training."""
+
+    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None):
+        self.model = model.eval()
+        self.preset: Preset = model.preset
+        self.encoder_fingerprint = encoder_fingerprint(model)
+        self.memory = memory or VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
+        self._tokenize = name_tokenizer()
+
+    @classmethod
+    def load(cls, preset: str | Path = "embedded", memory: str | Path | VisualNameMemory | None = None) -> Captioner:
+        """Open a preset's trained tensors and its memory (or another one), ready on the CPU.
+
+        Raises EvcapError with one line when a part is missing, damaged or made for another model.
+        """
+        settings = load_preset(preset)
+        if settings.assets is None:
+            raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
+        assets = preset_path(preset).parent / settings.assets
+        model = build_model(settings, assets / "trained.safetensors")
+        model.language.merge()
+        captioner = cls(model)
+        if isinstance(memory, VisualNameMemory):
+            captioner.memory = memory
+        else:
+            captioner.memory = VisualNameMemory.open(memory or assets / "memory", captioner.encoder_fingerprint)
+        return captioner
+
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        num_captions: int = 1,
+        beams: int | None = None,
+        min_length: int | None = None,
+        max_length: int | None = None,
+        batch_size: int = 16,
+    ) -> Caption | list[Caption]:
+        """Caption one picture (-> Caption) or a list (-> list in the same order).
+
+        beams, min_length and max_length (in tokens) default to the preset's; num_captions <= beams or beams grow.
+        Raises evcap.images.ImageError for a file that is no readable picture.
+        """
+        if isinstance(images, (str, Path, Image.Image)):
+            return self.caption([images], num_captions, beams, min_length, max_length, batch_size)[0]
+        queries = self.query_features(images, batch_size)
+        return self.caption_features(queries, num_captions, beams, min_length, max_length, batch_size)
+
+    @torch.inference_mode()
+    def caption_features(
+        self,
+        queries: torch.Tensor,
+        num_captions: int = 1,
+        beams: int | None = None,
+        min_length: int | None = None,
+        max_length: int | None = None,
+        batch_size: int = 16,
+    ) -> list[Caption]:
+        """Caption from Q (N,32,W) float32, as `query_features` gives it: the memory may have changed since."""
+        given = {"beams": beams, "min_length": min_length, "max_length": max_length}
+        decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
+        if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
+            raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
+        results = []
+        for start in range(0, len(queries), batch_size):
+            batch = queries[start : start + batch_size]
+            names = self.retrieve(batch)
+            plain = [[n.name for n in row] for row in names]
+            with _autocast():
+                captions = self.model.generate(batch, *self._tokenize(plain), plain, num_captions, decoding)
+            results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
+        return results
+
+    def names(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
+        """Names the memory gives for each picture, best first."""
+        if isinstance(images, (str, Path, Image.Image)):
+            images = [images]
+        return self.retrieve(self.query_features(images, batch_size))
+
+    def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
+        """Q (N,32,W) -> names by the preset's retrieval rule."""
+        rule = self.preset.memory
+        return self.memory.search(queries.float().numpy(), rule.hits, rule.keep, rule.names)
+
+    @torch.inference_mode()
+    def query_features(self, images: Sequence[Picture], batch_size: int = 16) -> torch.Tensor:
+        """Pictures -> Q (N,32,W) float32."""
+        rows = [
+            self.model.query_features(self.patch_tokens(images[start : start + batch_size])).float()
+            for start in range(0, len(images), batch_size)
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, self.preset.image_queries, self.preset.image_qformer.width)
+
+    @torch.inference_mode()
+    def patch_tokens(self, images: Sequence[Picture]) -> torch.Tensor:
+        """Pictures -> patch tokens (N,P,C) float32 of the frozen tower."""
+        vision = self.preset.vision
+        opened = [i.convert("RGB") if isinstance(i, Image.Image) else open_image(i) for i in images]
+        with _autocast():
+            return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std)).float()
+
+    def keys(self, images: Sequence[Picture], batch_size: int = 16) -> np.ndarray:
+        """Pictures -> memory keys (N,W) float32: the mean over the 32 query features, unit length (EVCap, section 3.1)."""
+        return mean_keys(self.query_features(images, batch_size))
+
+    @torch.inference_mode()
+    def attention(self, image: Picture) -> np.ndarray:
+        """Where each of the 32 queries looks, (32,rows,columns) float32; each map sums to 1."""
+        patches = self.model.patch_door(self.patch_tokens([image]))
+        side = round(patches.shape[1] ** 0.5)
+        maps = self.model.image_qformer.attention_map(patches)[0, :, -side * side :]  # a class token is left out
+        return maps.view(-1, side, side).float().numpy()
+
+
+def mean_keys(queries: torch.Tensor) -> np.ndarray:
+    """Q (N,32,W) -> unit keys (N,W) float32."""
+    return torch.nn.functional.normalize(queries.float().mean(1), dim=-1).numpy()
+
+
+def _autocast() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)

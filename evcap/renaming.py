@@ -1,0 +1,48 @@
+"""Renaming augmentation: a retrieved name and the caption words it stands for become another name, together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from evcap.vocabulary import NameFinder, clean_name, pluralize
+
+
+class Renamer:
+    """Draws substitutes for the memory's names; plural words get plural substitutes."""
+
+    def __init__(self, names: Iterable[str], substitutes: Iterable[str]):
+        self._finder = NameFinder(names)
+        plain = (clean_name(s.split("(")[0]) for s in substitutes)
+        self._substitutes = sorted({s for s in plain if s and len(s.split()) <= 2})
+
+    def mentioned(self, caption: str) -> list[str]:
+        """Names the caption says."""
+        return [m.name for m in self._finder.find(caption)]
+
+    def drop(self, names: Sequence[str], share: float, draw: random.Random) -> list[str]:
+        """Leave out each name with probability `share`, and all of them with probability `share` / 2."""
+        if draw.random() < share / 2:
+            return []
+        return [n for n in names if draw.random() >= share]
+
+    def rename(
+        self, names: Sequence[str], captions: Sequence[str], draw: random.Random, each: float = 0.7
+    ) -> tuple[list[str], list[str]]:
+        """Rename each retrieved name that a caption says, with probability `each`, in the list and in all captions."""
+        said = {name for caption in captions for name in self.mentioned(caption)}
+        table = {n: draw.choice(self._substitutes) for n in names if n in said and draw.random() < each}
+        if not table:
+            return list(names), list(captions)
+        return [table.get(n, n) for n in names], [self.replace(c, table) for c in captions]
+
+    def replace(self, caption: str, table: dict[str, str]) -> str:
+        """The caption with the table's names replaced, in number, and the sentence's capital kept."""
+        pieces, place = [], 0
+        for match in self._finder.find(caption):
+            if match.name in table:
+                word = table[match.name]
+                pieces += [caption[place : match.start], pluralize(word) if match.plural else word]
+                place = match.end
+        text = "".join(pieces) + caption[place:]
+        return text[:1].upper() + text[1:]

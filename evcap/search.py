@@ -1,0 +1,181 @@
+"""Batched beam search on prompt embeddings with a key/value cache.
+
+Written here, not transformers' `generate`: the keys and values of the prompt (about 80 positions) are held once per
+picture and shared by its beams; `generate` holds, reorders and re-reads them once per beam and runs the prompt once per
+beam. The beams of all pictures advance in one forward pass per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from evcap.config import DecodingConfig
+
+ATTENTION = "evcap_shared_prompt"
+
+
+class SharedPromptCache(Cache):
+    """Keys and values of the prompt once per picture, of the generated tokens once per beam."""
+
+    def __init__(self, layers: int):
+        super().__init__(layers=[])
+        self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B,H,P,D) twice
+        self.tokens: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers  # per layer (B*beams,H,t,D) twice
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *args, **kwargs):
+        if layer == len(self.prompt):
+            self.prompt.append((key, value))
+            return (key, None), (value, None)
+        if self.tokens[layer] is not None:
+            old_key, old_value = self.tokens[layer]
+            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
+        self.tokens[layer] = (key, value)
+        return (self.prompt[layer][0], key), (self.prompt[layer][1], value)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        if not self.prompt:
+            return 0
+        return self.prompt[0][0].shape[2] + (self.tokens[0][0].shape[2] if self.tokens[0] is not None else 0)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row i of the generated part becomes the old row rows[i]; the prompt part never moves."""
+        self.tokens = [(key[rows], value[rows]) for key, value in self.tokens]
+
+
+def shared_prompt_attention(module, query, keys, values, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention over a shared prompt and each beam's own tokens, grouped-query heads not copied.
+
+    query (R,Hq,T,D); keys and values = (prompt part (B,Hk,P,D), beam part (R,Hk,t,D) or None); attention_mask is
+    additive over P for the prompt part, (B,1,T,P) while the prompt runs and (B,1,1,P) afterwards.
+    """
+    (prompt_key, own_key), (prompt_value, own_value) = keys, values
+    batch, groups, _, width = prompt_key.shape
+    if own_key is None:
+        query = query.unflatten(1, (groups, -1))
+        scores = query @ prompt_key.transpose(-1, -2).unsqueeze(2) * scaling + attention_mask.unsqueeze(2)
+        out = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ prompt_value.unsqueeze(2)
+        return out.flatten(1, 2).transpose(1, 2), None
+    rows, heads = query.shape[:2]
+    beams, shared = rows // batch, heads // groups
+    grouped = query.reshape(batch, beams, groups, shared, width).transpose(1, 2).reshape(batch, groups, -1, width)
+    to_prompt = grouped @ prompt_key.transpose(-1, -2) * scaling + attention_mask
+    own_query = query.reshape(rows, groups, shared, width)
+    to_own = own_query @ own_key.transpose(-1, -2) * scaling
+
+    def per_row(x):  # (B,groups,beams*shared,n) -> (R,groups,shared,n)
+        return x.reshape(batch, groups, beams, shared, -1).transpose(1, 2).reshape(rows, groups, shared, -1)
+
+    weights = torch.cat([per_row(to_prompt), to_own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    on_prompt, on_own = weights.split([prompt_key.shape[2], own_key.shape[2]], dim=-1)
+    on_prompt = on_prompt.reshape(batch, beams, groups, shared, -1).transpose(1, 2).reshape(batch, groups, beams * shared, -1)
+    out = per_row(on_prompt @ prompt_value) + on_own @ own_value
+    return out.reshape(rows, 1, heads, width), None
+
+
+AttentionInterface.register(ATTENTION, shared_prompt_attention)
+
+
+def beam_search(
+    llm: torch.nn.Module,
+    prompt: torch.Tensor,
+    mask: torch.Tensor,
+    stop: int,
+    num_captions: int,
+    decoding: DecodingConfig,
+) -> list[list[list[int]]]:
+    """Best token sequences for B prompts, prompt (B,P,d) and mask (B,P) bool, best first, without the stop token.
+
+    A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities divided
+    by (its number of tokens, the stop counted) ** length_penalty. Beams of one picture differ in at least one token.
+    """
+    beams = max(decoding.beams, num_captions)
+    batch, length = mask.shape
+    cache = SharedPromptCache(llm.config.num_hidden_layers)
+    count = mask.sum(1)
+    lowest = torch.finfo(prompt.dtype).min
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # each row sees itself, so that a padded row is never empty
+    visible = (causal & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
+    bias = torch.zeros(batch, 1, length, length, dtype=prompt.dtype, device=mask.device).masked_fill_(~visible[:, None], lowest)
+    before = llm.config._attn_implementation
+    llm.set_attn_implementation(ATTENTION)
+    try:
+        hidden = _run(llm, cache, prompt, bias, (mask.cumsum(1) - 1).clamp_min(0))
+        state = _BeamState(_log_probabilities(llm, hidden[:, -1]), beams, num_captions, stop, decoding)
+        bias = bias[:, :, -1:]
+        for step in range(1, decoding.max_length):
+            if state.finished():
+                break
+            embeddings = llm.get_input_embeddings()(state.last_tokens().view(-1, 1))
+            positions = (count + step - 1).repeat_interleave(beams)[:, None]
+            hidden = _run(llm, cache, embeddings, bias, positions)
+            cache.reorder(state.advance(_log_probabilities(llm, hidden[:, -1])))
+        return state.best()
+    finally:
+        llm.set_attn_implementation(before)
+
+
+def _run(llm, cache, embeddings, bias, positions):
+    return llm.model(
+        inputs_embeds=embeddings, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+
+
+def _log_probabilities(llm, hidden: torch.Tensor) -> torch.Tensor:
+    return llm.lm_head(hidden).float().log_softmax(-1)
+
+
+class _BeamState:
+    """Live beams (B,K) and finished hypotheses of B pictures."""
+
+    def __init__(self, first: torch.Tensor, beams: int, wanted: int, stop: int, decoding: DecodingConfig):
+        self.beams, self.wanted, self.stop, self.decoding = beams, wanted, stop, decoding
+        self.batch, self.vocabulary = first.shape
+        self.done: list[list[tuple[float, list[int]]]] = [[] for _ in range(self.batch)]
+        self.closed = [False] * self.batch  # a closed picture changes no more: results do not depend on its batch
+        self.tokens = first.new_empty(self.batch, 1, 0, dtype=torch.long)
+        self.scores = first.new_zeros(self.batch, 1)
+        self.advance(first)
+
+    def last_tokens(self) -> torch.Tensor:
+        return self.tokens[:, :, -1]
+
+    def advance(self, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """Extend by one token, log-probabilities (B*K,V) -> the old row each new live beam came from, (B*K,)."""
+        live = self.tokens.shape[1]
+        length = self.tokens.shape[2] + 1
+        totals = self.scores[..., None] + log_probabilities.view(self.batch, live, -1)
+        if length <= self.decoding.min_length:
+            totals[..., self.stop] = -torch.inf
+        best, flat = totals.flatten(1).topk(2 * self.beams)  # at most K of them can end here, so K always go on
+        parents, words = flat // self.vocabulary, flat % self.vocabulary
+        ends = words == self.stop
+        for b, rank in ends[:, : self.beams].nonzero().tolist():
+            if not self.closed[b]:
+                self._finish(b, best[b, rank].item(), self.tokens[b, parents[b, rank]].tolist(), length)
+        keep = ends.long().sort(dim=1, stable=True).indices[:, : self.beams]
+        parents, words, self.scores = parents.gather(1, keep), words.gather(1, keep), best.gather(1, keep)
+        history = self.tokens.gather(1, parents[..., None].expand(-1, -1, self.tokens.shape[2]))
+        self.tokens = torch.cat([history, words[..., None]], dim=2)
+        return (parents + torch.arange(self.batch, device=parents.device)[:, None] * live).flatten()
+
+    def _finish(self, picture: int, total: float, tokens: list[int], length: int) -> None:
+        self.done[picture].append((total / length**self.decoding.length_penalty, tokens))
+
+    def finished(self) -> bool:
+        """Close every picture whose best live beam, at its present length, cannot enter the wanted best; True if all are."""
+        hope = (self.scores[:, 0] / self.tokens.shape[2] ** self.decoding.length_penalty).tolist()
+        for b, done in enumerate(self.done):
+            if len(done) >= self.beams and sorted((s for s, _ in done), reverse=True)[self.wanted - 1] >= hope[b]:
+                self.closed[b] = True
+        return all(self.closed)
+
+    def best(self) -> list[list[list[int]]]:
+        for b in range(self.batch):
+            if len(self.done[b]) < self.wanted:  # cut at max_length: live beams count as they stand
+                for score, tokens in zip(self.scores[b].tolist(), self.tokens[b].tolist(), strict=True):
+                    self._finish(b, score, tokens, len(tokens))
+        ranked = [sorted(done, key=lambda pair: -pair[0]) for done in self.done]
+        return [[tokens for _, tokens in done[: self.wanted]] for done in ranked]

@@ -1,0 +1,44 @@
+"""The frozen sentence embedder of the embedded preset: all-MiniLM-L6-v2, mean pooling, unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from evcap.weights import MINILM_TOKENIZER, MINILM_WEIGHTS, read_safetensors
+
+
+class SentenceEmbedder:
+    """Text -> (B,384) float32 unit vectors (Reimers and Gurevych 2019, model card of all-MiniLM-L6-v2)."""
+
+    def __init__(self):
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        self._tokenizer = Tokenizer.from_file(str(MINILM_TOKENIZER.locate()))
+        self._tokenizer.enable_padding(pad_id=0)
+        self._tokenizer.enable_truncation(128)
+        folder = MINILM_WEIGHTS.locate().parent
+        self._model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False).eval()
+        self._model.load_state_dict(read_safetensors(folder / "model.safetensors"), strict=False)  # has an unused pooler
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            encoded = self._tokenizer.encode_batch(list(texts[start : start + batch_size]))
+            ids = torch.tensor([e.ids for e in encoded])
+            mask = torch.tensor([e.attention_mask for e in encoded])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                hidden = self._model(ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
+            rows.append(torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1))
+        return torch.cat(rows) if rows else torch.zeros(0, 384)
+
+
+def clean_caption(caption: str) -> str:
+    """One spelling for the captions of every set: "a dog runs , barking ." -> "A dog runs, barking"."""
+    words = " ".join(caption.split()).strip(" .")
+    for mark in (",", ";", "'s", "n't"):
+        words = words.replace(f" {mark}", mark)
+    return words[:1].upper() + words[1:]

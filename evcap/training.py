@@ -1,0 +1,114 @@
+"""What both training recipes share: parameter groups, checkpoints that resume, the log and its curve."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from evcap.captioner import EVCap, load_parts, trained_parts
+from evcap.datasets import CaptionedImage, read_coco_captions
+from evcap.errors import EvcapError
+from evcap.weights import read_safetensors, write_safetensors
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters; norms, biases and single vectors without weight decay, as in the EVCap release."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.squeeze().ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.squeeze().ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def read_split(data: Path, sets: list[str], split: str) -> list[CaptionedImage]:
+    """The captioned pictures of one split of several sets, in order; layout of data/README.md."""
+    return [r for s in sets for r in read_coco_captions(data / s / f"captions_{split}.json", data / s / "images")]
+
+
+class RunFolder:
+    """One training run on disk: log.jsonl, checkpoint/, best.safetensors, curve.png.
+
+    No random state is stored: recipes seed every step from (seed, step), so a resumed run repeats the same draws.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._log = self.folder / "log.jsonl"
+        recorded = self.folder / "settings.json"
+        if recorded.exists() and json.loads(recorded.read_text()) != settings:
+            raise EvcapError(f"{self.folder} holds a run with other settings; choose another output folder or delete it")
+        recorded.write_text(json.dumps(settings, indent=1))
+
+    def record(self, **values) -> None:
+        with self._log.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def records(self) -> list[dict]:
+        """All logged values; where a resumed run repeated a step, the later record counts."""
+        if not self._log.exists():
+            return []
+        rows = [json.loads(line) for line in self._log.read_text().splitlines()]
+        return list({(row["step"], "loss" in row): row for row in rows}.values())
+
+    def save(self, model: EVCap, optimizer, scheduler, step: int) -> None:
+        """Trained tensors first, then the optimizer's file, whose step names them: a torn save resumes from the old one."""
+        folder = self.folder / "checkpoint"
+        write_safetensors(trained_parts(model), folder / f"model-{step}.safetensors")
+        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}
+        torch.save(state, folder / "state.tmp")
+        os.replace(folder / "state.tmp", folder / "state.pt")
+        for old in folder.glob("model-*.safetensors"):
+            if old.name != f"model-{step}.safetensors":
+                old.unlink()
+
+    def resume(self, model: EVCap, optimizer, scheduler) -> int:
+        """Load the last checkpoint, if any; returns the number of steps done."""
+        path = self.folder / "checkpoint" / "state.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True)
+        load_parts(model, read_safetensors(path.parent / f"model-{state['step']}.safetensors"), str(path.parent))
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        return state["step"]
+
+    def save_trained(self, model: EVCap, name: str) -> Path:
+        """Trained tensors in float16, the form that ships."""
+        path = self.folder / f"{name}.safetensors"
+        write_safetensors({k: v.to(torch.float16) for k, v in trained_parts(model).items()}, path)
+        return path
+
+    def plot(self) -> Path:
+        """curve.png: loss per step, smoothed, and validation CIDEr over it."""
+        import matplotlib
+
+        matplotlib.use("agg")
+        import matplotlib.pyplot as plt
+
+        rows = self.records()
+        steps = [(r["step"], r["loss"]) for r in rows if "loss" in r]
+        scores = [(r["step"], r["cider"]) for r in rows if "cider" in r]
+        figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        axis.plot(*zip(*steps, strict=True), color="tab:blue", alpha=0.25, linewidth=0.8)
+        width = max(1, len(steps) // 50)
+        smooth = [
+            (steps[i][0], sum(v for _, v in steps[max(0, i - width) : i + 1]) / (i + 1 - max(0, i - width)))
+            for i in range(len(steps))
+        ]
+        axis.plot(*zip(*smooth, strict=True), color="tab:blue", label="training loss")
+        axis.set(xlabel="optimizer step", ylabel="loss")
+        handles = axis.get_lines()[1:]
+        if scores:
+            right = axis.twinx()
+            handles += right.plot(*zip(*scores, strict=True), color="tab:orange", marker="o", label="validation CIDEr")
+            right.set(ylabel="CIDEr")
+        axis.legend(handles=handles, loc="center right")
+        axis.set_title(self.folder.name)
+        path = self.folder / "curve.png"
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+        return path

