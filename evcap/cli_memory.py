@@ -1,0 +1,259 @@
+"""`evcap memory ...`: look into a memory and edit it. Only `add` and `search` load a model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from contextlib import closing
+from enum import StrEnum
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import evcap
+from evcap.console import Progress, answers, command, report
+from evcap.errors import EvcapError
+
+if TYPE_CHECKING:
+    from evcap.memory import VisualNameMemory
+
+memory_app = typer.Typer(
+    help="Look into a memory and edit it. The shipped one is only read: "
+    "copy it with `evcap memory export FOLDER`, then edit with --memory FOLDER.",
+    no_args_is_help=True,
+)
+
+Which = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory; the shipped one by default.")]
+Edited = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory to edit; must be named.")]
+Preset = Annotated[str, typer.Option(help="Preset whose encoder looks at pictures: a shipped name or a YAML file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no closing line.")]
+
+
+class ListFormat(StrEnum):
+    text = "text"
+    jsonl = "jsonl"
+
+
+def _shipped() -> Path:
+    from evcap.config import load_preset, preset_path
+
+    return preset_path("embedded").parent / load_preset("embedded").assets / "memory"
+
+
+def _open(folder: Path | None) -> VisualNameMemory:
+    from evcap.memory import VisualNameMemory
+
+    return VisualNameMemory.open(folder or _shipped())
+
+
+def _to_edit(folder: Path | None) -> Path:
+    """The folder of a memory that may be changed."""
+    if folder is None or folder.resolve() == _shipped().resolve():
+        raise EvcapError(
+            "the shipped memory is only read: copy it with `evcap memory export FOLDER`, then edit with --memory FOLDER"
+        )
+    if not folder.exists():
+        raise EvcapError(f"{folder}: there is no such memory; `evcap memory export {folder}` copies the shipped one")
+    return folder
+
+
+def _clean(name: str) -> str:
+    from evcap.vocabulary import clean_name
+
+    cleaned = clean_name(name)
+    if not cleaned:
+        raise EvcapError(f"'{name}' holds nothing that can be said; give a name of letters or digits")
+    return cleaned
+
+
+def _known(memory: VisualNameMemory, name: str) -> str:
+    """`name` as the memory spells it."""
+    counts = memory.counts()
+    for spelled in (name, _clean(name)):
+        if spelled in counts:
+            return spelled
+    near = difflib.get_close_matches(_clean(name), counts, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"
+    raise EvcapError(f"the memory holds no entry '{name}'; {hint}")
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _size(memory: VisualNameMemory) -> str:
+    return f"{_plural(len(memory.names), 'entry', 'entries')} of {_plural(len(memory.counts()), 'name', 'names')}"
+
+
+@memory_app.command("info")
+@command
+def info(memory: Which = None) -> None:
+    """Sizes, encoder and format of a memory."""
+    opened = _open(memory)
+    folder = memory or _shipped()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    width = opened.keys.shape[1]
+    counts = opened.counts().values()
+    typer.echo(f"folder    {folder}")
+    typer.echo(f"entries   {_size(opened)}" + (f", {min(counts)} to {max(counts)} a name" if counts else ""))
+    typer.echo(f"keys      {width} x {opened.keys.dtype}, unit length")
+    typer.echo(f"encoder   {opened.encoder}")
+    typer.echo(f"format    {manifest.get('format', '?')}")
+    typer.echo(f"on disk   {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.2f} MB")
+
+
+@memory_app.command("list")
+@command
+def list_names(
+    memory: Which = None, form: Annotated[ListFormat, typer.Option("--format", help="How.")] = ListFormat.text
+) -> None:
+    """All names with the number of their entries, in alphabetical order."""
+    for name, count in sorted(_open(memory).counts().items()):
+        typer.echo(json.dumps({"name": name, "entries": count}) if form == ListFormat.jsonl else f"{count:6d}  {name}")
+
+
+@memory_app.command("search")
+@command
+def search(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to compare with all entries.")],
+    limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
+    memory: Which = None,
+    preset: Preset = "embedded",
+) -> None:
+    """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
+    import numpy as np
+
+    from evcap.images import open_image
+
+    picture = open_image(image)
+    captioner = evcap.load(preset, memory)
+    found = captioner.memory
+    similarity = np.asarray(found.keys, np.float32) @ captioner.keys([picture])[0]
+    typer.echo("similarity  name (source, image)")
+    for entry in np.argsort(-similarity, kind="stable")[:limit]:
+        where = f"{found.sources[entry]}, {found.images[entry]}"
+        typer.echo(f"{similarity[entry]:10.3f}  {found.names[entry]} ({where})")
+
+
+@memory_app.command("add")
+@command
+def add(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]", help="Pictures of the named thing.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the pictures show.")] = None,
+    from_folder: Annotated[
+        Path | None, typer.Option(help="Folder of folders: pictures in DIR/fire hydrant/ get the name fire hydrant.")
+    ] = None,
+    memory: Edited = None,
+    preset: Preset = "embedded",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 16,
+    quiet: Quiet = False,
+) -> None:
+    """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
+    import numpy as np
+
+    folder = _to_edit(memory)
+    named = _named_pictures(name, images, from_folder)
+    load = cache(partial(evcap.load, preset, folder))
+    keys, added, failures = [], [], []
+    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures))
+    with closing(said), Progress(len(named), quiet) as progress:
+        for file, key, error in said:
+            if error:
+                failures.append(error)
+            else:
+                keys.append(key)
+                added.append(file)
+            progress.advance()
+    if added:
+        edited, names = load().memory, [named[file] for file in added]
+        edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
+        edited.save(folder)
+        counted = f"{_plural(len(added), 'entry', 'entries')} of {_plural(len(set(names)), 'name', 'names')}"
+        typer.echo(f"added {counted}; {folder} now holds {_size(edited)}")
+    report(failures, len(named))
+    if failures:
+        raise typer.Exit(1)
+
+
+def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
+    from evcap.images import find_images
+
+    if from_folder is None:
+        if name is None or not images:
+            raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
+        return dict.fromkeys(find_images(images), _clean(name))
+    if name is not None or images:
+        raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
+    if not from_folder.is_dir():
+        raise EvcapError(f"{from_folder}: there is no such folder")
+    named = {}
+    for part in sorted(from_folder.iterdir()):
+        if part.is_dir() and not part.name.startswith("."):
+            named.update(dict.fromkeys(find_images([part]), _clean(part.name)))
+    if not named:
+        raise EvcapError(f"{from_folder}: holds no folders; put the pictures of each name into a folder of that name")
+    return named
+
+
+@memory_app.command("remove")
+@command
+def remove(
+    name: Annotated[str, typer.Argument(help="Its entries go.")],
+    memory: Edited = None,
+) -> None:
+    """Remove all entries of a name."""
+    folder = _to_edit(memory)
+    edited = _open(folder)
+    count = edited.remove(_known(edited, name))
+    edited.save(folder)
+    typer.echo(f"removed {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
+
+
+@memory_app.command("rename")
+@command
+def rename(
+    old: Annotated[str, typer.Argument(help="The name now.")],
+    new: Annotated[str, typer.Argument(help="The name its entries get; one that exists is joined.")],
+    memory: Edited = None,
+) -> None:
+    """Give all entries of a name another one: captions follow at once."""
+    folder = _to_edit(memory)
+    edited = _open(folder)
+    count = edited.rename(_known(edited, old), _clean(new))
+    edited.save(folder)
+    typer.echo(f"renamed {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
+
+
+@memory_app.command("merge")
+@command
+def merge(
+    other: Annotated[Path, typer.Argument(help="Folder of the memory whose entries are added.")],
+    memory: Edited = None,
+) -> None:
+    """Add the entries of another memory made by the same encoder."""
+    folder = _to_edit(memory)
+    edited = _open(folder)
+    count = edited.merge(_open(other))
+    edited.save(folder)
+    typer.echo(f"merged {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
+
+
+@memory_app.command("export")
+@command
+def export(
+    folder: Annotated[Path, typer.Argument(help="New folder for the copy.")],
+    memory: Which = None,
+    empty: Annotated[bool, typer.Option("--empty", help="Keep the encoder, leave out the entries.")] = False,
+) -> None:
+    """Copy a memory to a folder, where it may be edited."""
+    from evcap.memory import VisualNameMemory
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EvcapError(f"{folder} exists; name a new folder")
+    copied = _open(memory)
+    if empty:
+        copied = VisualNameMemory.empty(copied.keys.shape[1], copied.encoder)
+    copied.save(folder)
+    typer.echo(f"{folder} now holds {_size(copied)}")

@@ -1,0 +1,150 @@
+"""What the commands share: errors as one line on standard error, a progress bar, pictures opened ahead of the model."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from evcap.errors import EvcapError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+INTERRUPTED = 130  # the exit code shells use for Ctrl-C
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    typer.echo(f"evcap: {message}", err=True)
+
+
+def command(function: Callable) -> Callable:
+    """A command whose foreseen errors are printed as one line, with exit code 1, and 130 after Ctrl-C."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large pictures twice
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
+        try:
+            function(*args, **kwargs)
+        except EvcapError as error:
+            complain(str(error))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def report(failures: Sequence[str], total: int) -> None:
+    """All failures on standard error, one line each; then exit code 1 if there are any."""
+    if failures:
+        complain(f"{len(failures)} of {total} pictures failed:")
+        for failure in failures:
+            typer.echo(f"  {failure}", err=True)
+
+
+class Progress:
+    """A bar with the rate on standard error while `advance` counts pictures; afterwards one line with the mean rate.
+
+    The bar shows on a terminal only; what the command prints meanwhile appears above it. `quiet` drops bar and line.
+    """
+
+    def __init__(self, total: int, quiet: bool):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task) -> Text:
+                return Text(f"{task.speed:.1f} pictures/s" if task.speed else "")
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+        hidden = quiet or not sys.stderr.isatty()
+        # rich would also catch what goes to a file or pipe, and print it beside the bar instead
+        above = sys.stdout.isatty()
+        console = Console(stderr=True)
+        self._bar = Bar(*columns, console=console, transient=True, disable=hidden, redirect_stdout=above)
+        self._task = self._bar.add_task("loading the model", total=total)
+        self._total, self._quiet, self._done, self._start = total, quiet, 0, time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def advance(self) -> None:
+        """One more picture is done."""
+        self._done += 1
+        self._bar.update(self._task, advance=1, description="describing")
+
+    def __exit__(self, *caught) -> None:
+        self._bar.stop()
+        seconds = time.monotonic() - self._start
+        if not self._quiet:
+            rate = self._done / max(seconds, 1e-9)
+            typer.echo(f"{self._done} of {self._total} pictures in {seconds:.1f} s ({rate:.1f} a second)", err=True)
+
+
+def answers(
+    files: Sequence[Path], preset: str, batch_size: int, ask: Callable[[list[Image]], Iterable]
+) -> Iterator[tuple[Path, Any, str | None]]:
+    """(file, answer, None), or (file, None, reason in one line) for a picture that failed, in the order of `files`.
+
+    ask: B pictures -> B answers. Pictures are opened in two threads, up to two batches ahead of `ask`. If a batch fails
+    its pictures are asked about one by one, so that no picture suffers from its neighbours. Close the iterator to stop.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from evcap.config import load_preset
+    from evcap.images import ImageError, open_image
+
+    enough = 2 * load_preset(preset).vision.image_size  # larger pictures are shrunk while they are opened
+
+    def attempt(file: Path):
+        try:
+            return open_image(file, enough)
+        except ImageError as error:
+            return error
+
+    pool = ThreadPoolExecutor(2)
+    try:
+        waiting = iter(files)
+        ahead: deque = deque()
+        while True:
+            ahead.extend((file, pool.submit(attempt, file)) for file in islice(waiting, 2 * batch_size - len(ahead)))
+            if not ahead:
+                return
+            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            batch = [(file, future.result()) for file, future in batch]
+            replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))
+            for file, picture in batch:
+                reply = picture if isinstance(picture, ImageError) else next(replies)
+                if isinstance(reply, ImageError):
+                    yield file, None, str(reply)
+                elif isinstance(reply, Exception):
+                    yield file, None, f"{file}: {type(reply).__name__}: {' '.join(str(reply).split())}"
+                else:
+                    yield file, reply, None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ask(pictures: list[Image], ask: Callable[[list[Image]], Iterable]) -> list:
+    """One answer, or the exception that came instead, for each picture."""
+    try:
+        return list(ask(pictures)) if pictures else []
+    except EvcapError:
+        raise  # the pictures are open: what is wrong now is a setting, a memory or a model
+    except Exception as error:  # one by one: whatever one picture does to the model, the others get their answers
+        return [error] if len(pictures) == 1 else [reply for picture in pictures for reply in _ask([picture], ask)]
