@@ -1,0 +1,49 @@
+"""Shared by all tests: no hub, one model for the whole session, a captioner whose captions are known beforehand."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def captioner():
+    """The shipped model. Tests that assign another memory to it put the old one back."""
+    import evcap
+
+    return evcap.load()
+
+
+@pytest.fixture
+def examples() -> list[Path]:
+    """The example photos of the repository."""
+    return sorted(EXAMPLES.glob("*.jpg"))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """evcap.load gives this captioner without a model."""
+    from cli_tools import FakeCaptioner
+
+    import evcap
+
+    captioner = FakeCaptioner()
+    monkeypatch.setattr(evcap, "load", lambda preset="embedded", memory=None: captioner)
+    return captioner
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> list[str]:
+    """Five pictures p0.png ... p4.png of one colour each, in the current folder."""
+    from cli_tools import COLOURS
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (20, 20), colour).save(f"p{number}.png")
+    return [f"p{number}.png" for number in range(5)]

@@ -1,0 +1,111 @@
+"""`evcap memory` on memories of three entries, and on the shipped one with the shipped model."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_tools import FakeCaptioner, jsonl, run
+
+import evcap
+
+
+@pytest.fixture
+def memory(photos, fake) -> str:
+    """A memory of three entries in folder m, whose keys are colours, with the fake captioner's encoder."""
+    from evcap.memory import VisualNameMemory
+
+    keys = np.eye(3, dtype=np.float32)
+    built = VisualNameMemory.build(keys, ["dog", "cat", "dog"], ["s"] * 3, ["a.jpg", "b.jpg", "c.jpg"], "fake")
+    built.save("m")
+    return "m"
+
+
+@pytest.fixture
+def loads_memory(monkeypatch):
+    from evcap.memory import VisualNameMemory
+
+    monkeypatch.setattr(evcap, "load", lambda preset, memory: FakeCaptioner(VisualNameMemory.open(memory, "fake")))
+
+
+def listed(folder) -> dict[str, int]:
+    lines = run("memory", "list", "--memory", folder, "--format", "jsonl").stdout
+    return {row["name"]: row["entries"] for row in jsonl(lines)}
+
+
+def test_memory_info_and_list(memory):
+    text = run("memory", "info", "--memory", memory).stdout
+    assert "3 entries of 2 names" in text and "fake" in text and "3 x float" in text
+    assert run("memory", "list", "--memory", memory).stdout == "     1  cat\n     2  dog\n"
+
+
+def test_memory_edits(memory):
+    run("memory", "rename", "dog", "Wolf!", "--memory", memory)
+    assert listed(memory) == {"cat": 1, "wolf": 2}
+    run("memory", "export", "copy", "--memory", memory)
+    assert "2 entries" in run("memory", "remove", "wolf", "--memory", memory).stdout
+    assert listed(memory) == {"cat": 1} and listed("copy") == {"cat": 1, "wolf": 2}
+    run("memory", "merge", "copy", "--memory", memory)
+    assert listed(memory)["wolf"] == 2
+    run("memory", "export", "bare", "--memory", memory, "--empty")
+    assert listed("bare") == {}
+    assert "0 entries" in run("memory", "info", "--memory", "bare").stdout
+
+
+def test_memory_add(memory, loads_memory, photos):
+    run("memory", "add", "--name", "Fire_Hydrant", *photos[:2], "--memory", memory)
+    assert listed(memory) == {"cat": 1, "dog": 2, "fire hydrant": 2}
+    for name in ("sea gull", "crab"):
+        Path("things", name).mkdir(parents=True)
+    os.rename("p2.png", "things/sea gull/x.png")
+    os.rename("p3.png", "things/crab/x.png")
+    result = run("memory", "add", "--from-folder", "things", "--memory", memory)
+    assert "added 2 entries of 2 names" in result.stdout
+    assert listed(memory) == {"cat": 1, "crab": 1, "dog": 2, "fire hydrant": 2, "sea gull": 1}
+    assert "sea gull (user, things/sea gull/x.png)" in run("memory", "search", "p0.png", "--memory", memory).stdout
+
+
+def test_memory_search_puts_the_nearest_first(memory, loads_memory, photos):
+    lines = run("memory", "search", "p1.png", "--memory", memory, "--limit", 2).stdout.splitlines()
+    assert lines[1] == "     1.000  cat (s, b.jpg)" and len(lines) == 3
+
+
+def test_memory_add_keeps_the_good_pictures_of_a_mixed_batch(memory, loads_memory, photos):
+    Path("bad.jpg").write_text("no")
+    result = run("memory", "add", "--name", "bird", "p0.png", "bad.jpg", "p1.png", "--memory", memory, code=1)
+    assert listed(memory)["bird"] == 2 and "1 of 3 pictures failed" in result.stderr
+
+
+def test_edits_need_no_model(memory, monkeypatch):
+    monkeypatch.setattr(evcap, "load", lambda *args: pytest.fail("a model was loaded"))
+    run("memory", "info")
+    run("memory", "list")
+    run("memory", "export", "mine")
+    run("memory", "remove", next(iter(listed("mine"))), "--memory", "mine")
+
+
+# The shipped model
+
+
+def test_a_renamed_memory_changes_names_at_once(captioner, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(evcap, "load", lambda preset, memory: _with_memory(captioner, memory))
+    bus = next(path for path in examples if path.stem == "bus")
+    mine = tmp_path / "mine"
+    run("memory", "export", mine)
+    shipped = captioner.memory
+    try:
+        assert " bus\n" in run("names", bus, "--memory", mine).stdout
+        run("memory", "rename", "bus", "dragon", "--memory", mine)
+        table = run("names", bus, "--memory", mine, "--plot", tmp_path / "plot.png").stdout
+        assert " dragon\n" in table and " bus\n" not in table
+        run("memory", "add", "--name", "qbuzz", bus, "--memory", mine)
+        assert "1.000  qbuzz" in run("memory", "search", bus, "--memory", mine).stdout
+    finally:
+        captioner.memory = shipped
+
+
+def _with_memory(captioner, folder):
+    from evcap.memory import VisualNameMemory
+
+    captioner.memory = VisualNameMemory.open(folder, captioner.encoder_fingerprint)
+    return captioner
