@@ -10,7 +10,7 @@ from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
 from evcap.lora import add_lora, merge_lora
-from evcap.search import beam_search
+from evcap.search import beam_search, sample
 
 IGNORED = -100
 
@@ -110,7 +110,7 @@ class LanguageModel(nn.Module):
         return PackedCaptions(*packed)
 
     def token_losses(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
-        """Cross-entropy of every caption token given picture and preceding tokens of its caption, (B,L), 0 in empty slots."""
+        """Cross-entropy (B,L) of every caption token given the picture and its caption so far, 0 in empty slots."""
         segment = packed.segment
         length = prompt.mask.shape[1]
         all_segments = torch.cat([torch.zeros_like(prompt.mask, dtype=torch.long), segment], dim=1)
@@ -137,6 +137,11 @@ class LanguageModel(nn.Module):
     def loss(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
         """Mean of `token_losses` over the real caption tokens."""
         return self.token_losses(prompt, packed).sum() / (packed.segment > 0).sum().clamp_min(1)
+
+    def sample(self, prompt: Prompt, count: int, max_length: int) -> list[list[str]]:
+        """`count` random captions of each picture, as self-critical training needs them."""
+        drawn = sample(self.llm, prompt.embeddings, prompt.mask, self.newline, count, max_length)
+        return [[self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in row] for row in drawn]
 
     @torch.inference_mode()
     def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[str]]:

@@ -69,7 +69,7 @@ def shared_prompt_attention(module, query, keys, values, attention_mask, scaling
 
     weights = torch.cat([per_row(to_prompt), to_own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
     on_prompt, on_own = weights.split([prompt_key.shape[2], own_key.shape[2]], dim=-1)
-    on_prompt = on_prompt.reshape(batch, beams, groups, shared, -1).transpose(1, 2).reshape(batch, groups, beams * shared, -1)
+    on_prompt = on_prompt.reshape(batch, beams, groups, shared, -1).transpose(1, 2).flatten(2, 3)
     out = per_row(on_prompt @ prompt_value) + on_own @ own_value
     return out.reshape(rows, 1, heads, width), None
 
@@ -87,44 +87,75 @@ def beam_search(
 ) -> list[list[list[int]]]:
     """Best token sequences for B prompts, prompt (B,P,d) and mask (B,P) bool, best first, without the stop token.
 
-    A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities divided
-    by (its number of tokens, the stop counted) ** length_penalty. Beams of one picture differ in at least one token.
+    A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities
+    divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one picture all differ.
     """
     beams = max(decoding.beams, num_captions)
-    batch, length = mask.shape
-    cache = SharedPromptCache(llm.config.num_hidden_layers)
-    count = mask.sum(1)
-    lowest = torch.finfo(prompt.dtype).min
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    # each row sees itself, so that a padded row is never empty
-    visible = (causal & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
-    bias = torch.zeros(batch, 1, length, length, dtype=prompt.dtype, device=mask.device).masked_fill_(~visible[:, None], lowest)
-    before = llm.config._attn_implementation
-    llm.set_attn_implementation(ATTENTION)
-    try:
-        hidden = _run(llm, cache, prompt, bias, (mask.cumsum(1) - 1).clamp_min(0))
-        state = _BeamState(_log_probabilities(llm, hidden[:, -1]), beams, num_captions, stop, decoding)
-        bias = bias[:, :, -1:]
-        for step in range(1, decoding.max_length):
+    with _Decoder(llm, prompt, mask, beams) as decoder:
+        state = _BeamState(decoder.first, beams, num_captions, stop, decoding)
+        for _ in range(1, decoding.max_length):
             if state.finished():
                 break
-            embeddings = llm.get_input_embeddings()(state.last_tokens().view(-1, 1))
-            positions = (count + step - 1).repeat_interleave(beams)[:, None]
-            hidden = _run(llm, cache, embeddings, bias, positions)
-            cache.reorder(state.advance(_log_probabilities(llm, hidden[:, -1])))
-        return state.best()
-    finally:
-        llm.set_attn_implementation(before)
+            log_probabilities = decoder.step(state.last_tokens())
+            decoder.cache.reorder(state.advance(log_probabilities))
+    return state.best()
 
 
-def _run(llm, cache, embeddings, bias, positions):
-    return llm.model(
-        inputs_embeds=embeddings, attention_mask=bias, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
+@torch.no_grad()
+def sample(
+    llm: torch.nn.Module, prompt: torch.Tensor, mask: torch.Tensor, stop: int, count: int, max_length: int
+) -> list[list[list[int]]]:
+    """`count` random captions for each of B prompts, from the model's own distribution, without the stop token."""
+    with _Decoder(llm, prompt, mask, count) as decoder:
+        tokens = decoder.first.exp().multinomial(count, replacement=True)[..., None]  # (B,count,1)
+        for _ in range(1, max_length):
+            if (tokens == stop).any(-1).all():
+                break
+            drawn = decoder.step(tokens[:, :, -1]).exp().multinomial(1)
+            tokens = torch.cat([tokens, drawn.view(*tokens.shape[:2], 1)], dim=2)
+    return [[row[: row.index(stop)] if stop in row else row for row in rows] for rows in tokens.tolist()]
 
 
-def _log_probabilities(llm, hidden: torch.Tensor) -> torch.Tensor:
-    return llm.lm_head(hidden).float().log_softmax(-1)
+class _Decoder:
+    """The language model with the prompts already read; every step advances all rows by one token."""
+
+    def __init__(self, llm: torch.nn.Module, prompt: torch.Tensor, mask: torch.Tensor, rows: int):
+        self.llm, self.prompt, self.mask, self.rows = llm, prompt, mask, rows
+        self.cache = SharedPromptCache(llm.config.num_hidden_layers)
+        self.taken = 0
+
+    def __enter__(self) -> _Decoder:
+        self._attention = self.llm.config._attn_implementation
+        self.llm.set_attn_implementation(ATTENTION)
+        length, device, dtype = self.mask.shape[1], self.mask.device, self.prompt.dtype
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        # each row sees itself, so that a padded row is never empty
+        visible = (causal & self.mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=device)
+        bias = torch.zeros(len(self.mask), 1, length, length, dtype=dtype, device=device)
+        bias.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
+        self.first = self._log_probabilities(self.prompt, bias, (self.mask.cumsum(1) - 1).clamp_min(0))
+        self.bias = bias[:, :, -1:]
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.llm.set_attn_implementation(self._attention)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Last tokens (B,rows) int64 -> log-probabilities (B*rows,V) of the next ones."""
+        embeddings = self.llm.get_input_embeddings()(tokens.reshape(-1, 1))
+        positions = (self.mask.sum(1) + self.taken).repeat_interleave(self.rows)[:, None]
+        self.taken += 1
+        return self._log_probabilities(embeddings, self.bias, positions)
+
+    def _log_probabilities(self, embeddings, bias, positions) -> torch.Tensor:
+        hidden = self.llm.model(
+            inputs_embeds=embeddings,
+            attention_mask=bias,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.llm.lm_head(hidden[:, -1]).float().log_softmax(-1)
 
 
 class _BeamState:
@@ -165,7 +196,7 @@ class _BeamState:
         self.done[picture].append((total / length**self.decoding.length_penalty, tokens))
 
     def finished(self) -> bool:
-        """Close every picture whose best live beam, at its present length, cannot enter the wanted best; True if all are."""
+        """Close each picture whose best live beam, at its present length, cannot enter the wanted best; all closed?"""
         hope = (self.scores[:, 0] / self.tokens.shape[2] ** self.decoding.length_penalty).tolist()
         for b, done in enumerate(self.done):
             if len(done) >= self.beams and sorted((s for s, _ in done), reverse=True)[self.wanted - 1] >= hope[b]:

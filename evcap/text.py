@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -42,3 +43,13 @@ def clean_caption(caption: str) -> str:
     for mark in (",", ";", "'s", "n't"):
         words = words.replace(f" {mark}", mark)
     return words[:1].upper() + words[1:]
+
+
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "with", "without", "by", "for", "into", "onto", "over", "under", "up", "down", "off", "out", "near", "next", "beside", "behind", "between", "through", "along", "around", "across", "against", "above", "below", "before", "after", "while", "as", "is", "are", "was", "were", "be", "been", "being", "has", "have", "had", "having", "do", "does", "doing", "it", "its", "it's", "he", "she", "they", "them", "their", "his", "her", "him", "this", "that", "these", "those", "there", "here", "who", "which", "what", "where", "when", "some", "another", "other", "each", "one", "two", "all", "very", "so", "not", "no", "than", "then", "also", "about"]
+)
+
+
+def content_words(caption: str) -> list[str]:
+    """Lower-case words of a caption without function words."""
+    return [w for w in re.findall(r"[a-z]+", caption.lower()) if len(w) > 2 and w not in FUNCTION_WORDS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +24,18 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]
     ]
 
 
-def read_split(data: Path, sets: list[str], split: str) -> list[CaptionedImage]:
-    """The captioned pictures of one split of several sets, in order; layout of data/README.md."""
-    return [r for s in sets for r in read_coco_captions(data / s / f"captions_{split}.json", data / s / "images")]
+def read_split(data: Path, sets: list[str], split: str, without_names: Sequence[str] = ()) -> list[CaptionedImage]:
+    """The captioned pictures of one split of several sets, in order; layout of data/README.md.
+
+    Pictures of which a caption says one of `without_names` are left out: so new names can be tested that were never seen.
+    """
+    records = [r for s in sets for r in read_coco_captions(data / s / f"captions_{split}.json", data / s / "images")]
+    if not without_names:
+        return records
+    from evcap.vocabulary import NameFinder
+
+    finder = NameFinder(without_names)
+    return [r for r in records if not any(finder.find(caption) for caption in r.captions)]
 
 
 class RunFolder:

@@ -1,7 +1,9 @@
 """Pretraining: the image Q-Former learns on frozen patch tokens, BLIP-2 style (arXiv 2301.12597, section 3).
 
-Two losses, each with its weight in the config: image-text contrast against a frozen sentence embedder, and captioning
-through the frozen language model with a LoRA. Patch tokens are computed once per picture (and once mirrored) and cached.
+Three losses, each with its weight in the config: image-text contrast against a frozen sentence embedder; words, so that
+some query of a picture lies close to each word its captions say, and so does the mean query, of which memory keys are
+made; and captioning through the frozen language model with a LoRA. Patch tokens are computed once per picture (and once
+mirrored) and cached.
 
     accelerate launch train/pretrain.py train/configs/embedded-contrast.yaml --data DIR
     accelerate launch train/pretrain.py train/configs/embedded-caption.yaml --data DIR
@@ -10,15 +12,17 @@ through the frozen language model with a LoRA. Patch tokens are computed once pe
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from accelerate import Accelerator
+from evcap.datasets import CaptionedImage
+from evcap.metrics import cider
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -26,11 +30,9 @@ from transformers import get_cosine_schedule_with_warmup
 from evcap.build import build_model
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
-from evcap.datasets import CaptionedImage
 from evcap.errors import EvcapError
 from evcap.features import cached_patches, cached_sentences
-from evcap.metrics import cider
-from evcap.text import SentenceEmbedder, clean_caption
+from evcap.text import SentenceEmbedder, clean_caption, content_words
 from evcap.training import RunFolder, parameter_groups, read_split
 
 
@@ -47,6 +49,7 @@ class Config:
     start_from: str | None = None  # trained tensors of an earlier run
     accumulate: int = 1
     contrast_weight: float = 1.0
+    word_weight: float = 1.0
     caption_weight: float = 1.0
     weight_decay: float = 0.05
     warmup: int = 100
@@ -56,23 +59,33 @@ class Config:
     checkpoint_minutes: float = 5.0
     compile: bool = True
     seed: int = 0
+    max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
+    without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
 
 
 class Pretrainer(nn.Module):
     """EVCap with both losses as one forward pass, the form accelerate wraps."""
 
-    def __init__(self, model: EVCap, config: Config):
+    def __init__(self, model: EVCap):
         super().__init__()
         self.model = model
-        self.config = config
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
 
-    def forward(self, patches, texts, extra_texts, captions):
-        """patches (B,P,C), texts (B,n,384), extra_texts (m,384), PackedCaptions or None -> dict of losses."""
+    def forward(self, patches, texts, extra_texts, words, targets, captions):
+        """patches (B,P,C), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
+
+        captions: PackedCaptions, or None when captioning is not trained.
+        """
         queries = self.model.query_features(patches)
-        losses = {}
-        if self.config.contrast_weight:
-            losses["contrast"] = self.contrast(queries, texts, extra_texts)
+        count = texts.shape[1]
+        texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts, words]))
+        with torch.autocast("cpu", enabled=False):
+            texts, words = nn.functional.normalize(texts.float(), dim=-1).split([len(texts) - len(words), len(words)])
+            singles = nn.functional.normalize(queries.float(), dim=-1)
+            mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
+            losses = {
+                "contrast": info_nce((singles @ texts.T).amax(1), count),
+                "word": word_loss(singles, mean, words, targets) + likeness(singles),
+            }
         if captions is not None:
             language = self.model.language
             prompt = language.prompt(self.model.projection(queries), [[]] * len(queries), self.tail_slots)
@@ -81,26 +94,49 @@ class Pretrainer(nn.Module):
 
     tail_slots = 0
 
-    def contrast(self, queries, texts, extra_texts):
-        """InfoNCE both ways, for the best of the 32 queries and for their mean, which is what memory keys are made of."""
-        count = texts.shape[1]
-        texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts]))
-        with torch.autocast("cpu", enabled=False):
-            return self.info_nce(queries.float(), texts.float(), count)
 
-    def info_nce(self, queries, texts, count):
-        texts = nn.functional.normalize(texts, dim=-1)
-        singles = nn.functional.normalize(queries, dim=-1)
-        mean = nn.functional.normalize(queries.mean(1), dim=-1)
-        scale = self.log_scale.exp()
-        owner = torch.arange(len(queries)).repeat_interleave(count)
-        total = 0.0
-        for similarity in ((singles @ texts.T).amax(1), mean @ texts.T):  # each (B, B*n + m)
-            logits = similarity * scale
-            to_text = nn.functional.log_softmax(logits, dim=1)[owner, torch.arange(len(owner))]
-            to_image = nn.functional.log_softmax(logits[:, : len(owner)], dim=0)[owner, torch.arange(len(owner))]
-            total = total - to_text.mean() - to_image.mean()
-        return total / 4
+def info_nce(similarity: torch.Tensor, count: int, temperature: float = 0.07) -> torch.Tensor:
+    """Similarity (B, B*count + m): row b's own texts are b*count ..., the last m belong to no row; contrast both ways."""
+    logits = similarity / temperature
+    owner = torch.arange(len(logits)).repeat_interleave(count)
+    column = torch.arange(len(owner))
+    to_text = nn.functional.log_softmax(logits, dim=1)[owner, column]
+    to_image = nn.functional.log_softmax(logits[:, : len(owner)], dim=0)[owner, column]
+    return -(to_text.mean() + to_image.mean()) / 2
+
+
+def word_loss(singles: torch.Tensor, mean: torch.Tensor, words: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which words do the captions say? Sigmoid loss on cosines, for the best query and for the mean of all queries.
+
+    singles (B,32,W), mean (B,W), words (w,W) of unit length; targets (B,w): 1 said, 0 not said, -1 not counted. The
+    constants put a cosine of 0 at the base rate of a word; the mean of unlike queries cannot come as close as one of them.
+    """
+    total = 0.0
+    for logits in (20 * ((singles @ words.T).amax(1) - 0.3), 30 * (mean @ words.T - 0.2)):
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.clamp_min(0), reduction="none")
+        total = total + (loss * (targets >= 0)).sum() / (targets > 0).sum().clamp_min(1)
+    return total / 2
+
+
+def likeness(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
+    """Penalty on queries of one picture that all say the same: their mean pairwise cosine above `allowed`."""
+    count = singles.shape[1]
+    mean = (singles.sum(1).square().sum(-1) - count) / (count * (count - 1))
+    return nn.functional.relu(mean - allowed).mean()
+
+
+def word_targets(captions: list[list[str]], least: int = 8) -> tuple[list[str], torch.Tensor]:
+    """Words said in at least `least` pictures, and targets (N,w) int8: 1 two captions or more, -1 one, 0 none."""
+    said = [Counter(w for c in row for w in set(content_words(c))) for row in captions]
+    pictures = Counter(w for counts in said for w in counts)
+    words = sorted(w for w, n in pictures.items() if n >= least)
+    place = {w: i for i, w in enumerate(words)}
+    targets = torch.zeros(len(captions), len(words), dtype=torch.int8)
+    for row, counts in enumerate(said):
+        for word, count in counts.items():
+            if word in place:
+                targets[row, place[word]] = 1 if count > 1 else -1
+    return words, targets
 
 
 @torch.inference_mode()
@@ -147,7 +183,7 @@ def main(
     accelerator.init_trackers("tensorboard")
 
     model = build_model(load_preset(config.preset), config.start_from)
-    records = read_split(data, config.sets, "train")
+    records = read_split(data, config.sets, "train", config.without_names)
     with accelerator.main_process_first():
         plain = cached_patches(model, records, data, False, quiet)
         mirrored = cached_patches(model, records, data, True, quiet)
@@ -157,6 +193,9 @@ def main(
     per_picture = min(map(len, captions))
     embedded = cached_sentences([c for row in captions for c in row[:per_picture]], quiet).view(len(records), per_picture, -1)
 
+    words, targets = word_targets(captions)
+    word_texts = cached_sentences(words, quiet)
+
     model.train()
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -165,13 +204,13 @@ def main(
         parameter.requires_grad_(pretrained_here or (for_captions and config.caption_weight > 0))
     if config.compile and config.caption_weight:
         model.language.compile()
-    trainer = Pretrainer(model, config)
+    trainer = Pretrainer(model)
     trainer.tail_slots = len(model.language.prompt(torch.zeros(1, 1, model.preset.language.hidden), [[]]).mask[0]) - 2
     optimizer = torch.optim.AdamW(parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
     world = accelerator.num_processes
     step_size = config.batch * config.accumulate * world
     steps_per_epoch = len(records) // step_size
-    total_steps = steps_per_epoch * config.epochs
+    total_steps = min(steps_per_epoch * config.epochs, config.max_steps or 10**9)
     scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, total_steps)
     done = run.resume(model, optimizer, scheduler)
     trainer, optimizer = accelerator.prepare(trainer, optimizer)
@@ -199,7 +238,7 @@ def main(
             others = torch.randint(len(records), (config.extra_texts,))
             others = others[~torch.isin(others, torch.tensor(rows))]
             extra = embedded[others, torch.randint(per_picture, (len(others),))]
-            losses = trainer(patches, embedded[rows], extra, packed)
+            losses = trainer(patches, embedded[rows], extra, word_texts, targets[rows].float(), packed)
             loss = sum(getattr(config, f"{name}_weight") * value for name, value in losses.items())
             accelerator.backward(loss / config.accumulate)
             for name, value in {**losses, "loss": loss}.items():

@@ -13,13 +13,17 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from accelerate import Accelerator
+from evcap.datasets import read_lvis_names
+from evcap.memory import VisualNameMemory
+from evcap.metrics import cider
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -27,13 +31,11 @@ from transformers import get_cosine_schedule_with_warmup
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
-from evcap.datasets import read_lvis_names
 from evcap.errors import EvcapError
 from evcap.features import cached_queries
-from evcap.memory import VisualNameMemory
-from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
+from evcap.reward import CiderReward
 from evcap.text import clean_caption
 from evcap.training import RunFolder, parameter_groups, read_split
 
@@ -51,8 +53,9 @@ class Config:
     batch: int
     learning_rate: float
     preset: str = "embedded"
-    train_lora: bool = False  # go on training the language model's LoRA of pretraining
+    train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
+    samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
     rename: float = 0.4  # share of pictures whose matched names are renamed
     drop_names: float = 0.1  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
@@ -62,7 +65,8 @@ class Config:
     checkpoint_minutes: float = 5.0
     compile: bool = True
     seed: int = 0
-    without_names: list[str] = dataclasses.field(default_factory=list)  # pictures whose captions say these are left out
+    max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
+    without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
 
 
 class Trainer(nn.Module):
@@ -73,8 +77,15 @@ class Trainer(nn.Module):
         self.model = model
         self.tail_slots = tail_slots
 
-    def forward(self, queries, name_ids, name_mask, names, captions):
-        return self.model.loss(queries, name_ids, name_mask, names, captions, self.tail_slots)
+    def forward(self, queries, name_ids, name_mask, names, captions, weights=None):
+        """weights (B,k): what each caption's tokens count; None = all the same."""
+        vectors = self.model.visual_vectors(queries, name_ids, name_mask)
+        prompt = self.model.language.prompt(vectors, names, self.tail_slots)
+        if weights is None:
+            return self.model.language.loss(prompt, captions)
+        losses = self.model.language.token_losses(prompt, captions)
+        per_slot = nn.functional.pad(weights, (1, 0)).gather(1, captions.segment)
+        return (losses * per_slot).sum() / (captions.segment > 0).sum()
 
 
 def retrieved_names(memory: VisualNameMemory, queries, records, rule, quiet: bool) -> list[list[str]]:
@@ -94,6 +105,19 @@ def validate(captioner: Captioner, queries, records) -> float:
     captioner.model.train()
     predictions = {i: c.caption for i, c in enumerate(captions)}
     return cider(predictions, {i: records[i].captions for i in predictions})
+
+
+@torch.no_grad()
+def criticise(model: EVCap, reward: CiderReward, queries, name_ids, name_mask, names, references, config: Config):
+    """Draw captions and score them: each counts by how far its CIDEr lies above the mean of the picture's others."""
+    model.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vectors = model.visual_vectors(queries, name_ids, name_mask)
+        drawn = model.language.sample(model.language.prompt(vectors, names), config.samples, max_length=24)
+    model.train()
+    rewards = reward(drawn, references)
+    advantage = (rewards - rewards.mean(1, keepdim=True)) * config.samples / (config.samples - 1)
+    return drawn, advantage, rewards.mean().item()
 
 
 def trainable(name: str, config: Config) -> bool:
@@ -121,16 +145,14 @@ def main(
     captioner = Captioner(model, memory)
     substitutes = [row[0] for row in read_lvis_names(data / config.substitutes)]
     renamer = Renamer(memory.counts(), substitutes)
-    records = read_split(data, config.sets, "train")
-    if config.without_names:
-        banned = Renamer(config.without_names, [])
-        records = [r for r in records if not any(banned.mentioned(c) for c in r.captions)]
+    records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     with accelerator.main_process_first():
         views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
         val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
     view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
+    reward = CiderReward(captions) if config.samples else None
     tokenize = name_tokenizer()
 
     model.train()
@@ -143,7 +165,7 @@ def main(
     world = accelerator.num_processes
     step_size = config.batch * config.accumulate * world
     steps_per_epoch = len(records) // step_size
-    total_steps = steps_per_epoch * config.epochs
+    total_steps = min(steps_per_epoch * config.epochs, config.max_steps or 10**9)
     scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, total_steps)
     done = run.resume(model, optimizer, scheduler)
     trainer, optimizer = accelerator.prepare(trainer, optimizer)
@@ -155,7 +177,7 @@ def main(
         epoch, inside = divmod(step, steps_per_epoch)
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed + epoch))
         chosen = order[inside * step_size : (inside + 1) * step_size]
-        total = 0.0
+        totals = Counter()
         for micro in range(config.accumulate):
             place = micro * world + accelerator.process_index
             rows = chosen[place * config.batch : (place + 1) * config.batch].tolist()
@@ -170,21 +192,26 @@ def main(
                 kept, said = renamer.rename(kept, said, draw) if draw.random() < config.rename else (kept, said)
                 names.append(kept)
                 texts.append(said)
+            inputs = (torch.stack(queries).float(), *tokenize(names), names)
+            weights = None
+            if reward:
+                texts, weights, score = criticise(model, reward, *inputs, texts, config)
+                totals["reward"] += score / config.accumulate
             packed = model.language.pack(texts, config.text_slots)
-            loss = trainer(torch.stack(queries).float(), *tokenize(names), names, packed)
+            loss = trainer(*inputs, packed, weights)
             accelerator.backward(loss / config.accumulate)
-            total += loss.item() / config.accumulate
+            totals["loss"] += loss.item() / config.accumulate
         accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         bar.update()
-        bar.set_postfix(loss=f"{total:.3f}")
-        accelerator.log({"loss": total}, step=step)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
+        accelerator.log(dict(totals), step=step)
         last = step + 1 == total_steps
         if not accelerator.is_main_process:
             continue
-        run.record(step=step, loss=total)
+        run.record(step=step, **totals)
         if config.validate and (last or inside + 1 == steps_per_epoch):
             score = validate(captioner, val_queries, val_records)
             run.record(step=step, cider=score)

@@ -1,0 +1,109 @@
+"""New-name test: can names that no caption and no memory entry ever held be taught by entries alone?
+
+The captioner of CONFIG was trained without pictures whose captions say the names. Its memory first lacks them, then gets
+up to `per_name` pictures of each, from the train split. Score: F1 per name of "the caption says it" against "a reference
+says it", as in held-out COCO (Hendricks et al. 2016).
+
+    python eval/new_names.py eval/configs/new-names.yaml --data DIR
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from evcap.datasets import CaptionedImage, read_coco_captions
+from evcap.memory import VisualNameMemory
+from evcap.metrics import cider
+from evcap.vocabulary import NameFinder
+
+from evcap.build import build_model
+from evcap.config import load_preset, load_yaml
+from evcap.errors import EvcapError
+from evcap.predictor import Captioner
+
+
+@dataclass(frozen=True)
+class Config:
+    """Paths of sets are relative to --data."""
+
+    trained: str  # tensors trained without the names
+    memory: str  # memory folder without the names
+    names: list[str]
+    set: str
+    splits: list[str]  # scored together
+    output: str
+    agree: int = 3  # captions of a train picture that must say the name for it to become an entry
+    per_name: int = 10
+    preset: str = "embedded"
+    beams: int = 5
+    seed: int = 0
+
+
+def read(config: Config, data: Path, split: str) -> list[CaptionedImage]:
+    return read_coco_captions(data / config.set / f"captions_{split}.json", data / config.set / "images")
+
+
+def entries(config: Config, finder: NameFinder, records: list[CaptionedImage]) -> list[tuple[str, Path]]:
+    """(name, picture) pairs to add, drawn at random from the pictures whose captions agree."""
+    draw, chosen = random.Random(config.seed), []
+    for name in config.names:
+        votes = ((r, sum(any(m.name == name for m in finder.find(c)) for c in r.captions)) for r in records)
+        fitting = [r.path for r, count in votes if count >= config.agree]
+        chosen += [(name, p) for p in draw.sample(fitting, min(config.per_name, len(fitting)))]
+    return chosen
+
+
+def f1_scores(finder: NameFinder, names: list[str], captions: list[str], records: list[CaptionedImage]) -> dict:
+    """Per name: precision, recall and F1 in percent, with the counts behind them."""
+    said = [{m.name for m in finder.find(c)} for c in captions]
+    true = [{m.name for reference in r.captions for m in finder.find(reference)} for r in records]
+    scores = {}
+    for name in names:
+        hits = sum(name in s and name in t for s, t in zip(said, true, strict=True))
+        predicted, positive = sum(name in s for s in said), sum(name in t for t in true)
+        f1 = 200 * hits / max(predicted + positive, 1)
+        scores[name] = {"f1": f1, "hits": hits, "said": predicted, "in_references": positive}
+    return scores
+
+
+def main(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+) -> None:
+    config = load_yaml(config_path, Config)
+    finder = NameFinder(config.names)
+    model = build_model(load_preset(config.preset), config.trained)
+    model.language.merge()
+    captioner = Captioner(model)
+    captioner.memory = VisualNameMemory.open(config.memory, captioner.encoder_fingerprint)
+    records = [r for split in config.splits for r in read(config, data, split)]
+    references = {i: r.captions for i, r in enumerate(records)}
+    queries = captioner.query_features([r.path for r in records], batch_size=32)
+
+    new = entries(config, finder, read(config, data, "train"))
+    result = {"config": dataclasses.asdict(config), "pictures": len(records), "entries_added": len(new)}
+    for stage in ("before", "after"):
+        if stage == "after":
+            keys = captioner.keys([path for _, path in new]).astype(np.float16)
+            captioner.memory.add(keys, [n for n, _ in new], ["new name"] * len(new), [p.name for _, p in new])
+        captions = [c.caption for c in captioner.caption_features(queries, beams=config.beams, batch_size=32)]
+        scores = f1_scores(finder, config.names, captions, records)
+        result[stage] = {"names": scores, "mean_f1": sum(s["f1"] for s in scores.values()) / len(scores)}
+        result[stage]["cider"] = cider(dict(enumerate(captions)), references)
+        print(stage, json.dumps(result[stage]))
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(config.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except EvcapError as error:
+        raise SystemExit(f"error: {error}") from None
