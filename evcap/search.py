@@ -125,16 +125,20 @@ class _Decoder:
         self.taken = 0
 
     def __enter__(self) -> _Decoder:
-        self._attention = self.llm.config._attn_implementation
-        self.llm.set_attn_implementation(ATTENTION)
         length, device, dtype = self.mask.shape[1], self.mask.device, self.prompt.dtype
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         # each row sees itself, so that a padded row is never empty
         visible = (causal & self.mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=device)
         bias = torch.zeros(len(self.mask), 1, length, length, dtype=dtype, device=device)
         bias.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
-        self.first = self._log_probabilities(self.prompt, bias, (self.mask.cumsum(1) - 1).clamp_min(0))
         self.bias = bias[:, :, -1:]
+        self._attention = self.llm.config._attn_implementation
+        self.llm.set_attn_implementation(ATTENTION)
+        try:
+            self.first = self._log_probabilities(self.prompt, bias, (self.mask.cumsum(1) - 1).clamp_min(0))
+        except BaseException:  # out of memory, interrupted: `with` does not undo a start that failed
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error) -> None:
