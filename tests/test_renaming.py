@@ -1,0 +1,100 @@
+"""Renaming augmentation: list and captions change together, in number, and nothing else changes."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evcap.renaming import Renamer
+
+NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
+SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]
+PLAIN = ["fly", "pony", "stop sign", "teapot", "wolf"]  # cleaned, without remarks, at most two words
+
+
+@pytest.fixture
+def renamer():
+    return Renamer(NAMES, SUBSTITUTES)
+
+
+class Dice:
+    """Draws that a test decides: always the same chance, always the choice of this place."""
+
+    def __init__(self, chance=0.0, place=-1):
+        self.chance, self.place, self.offered = chance, place, None
+
+    def random(self):
+        return self.chance
+
+    def choice(self, options):
+        self.offered = list(options)
+        return options[self.place]
+
+
+def test_list_and_captions_change_together(renamer):
+    dice = Dice()
+    names, captions = renamer.rename(
+        ["dog", "grass", "bus"], ["A dog runs on grass", "Two dogs and a Dog", "Nothing"], dice
+    )
+    assert dice.offered == PLAIN
+    assert names == ["wolf", "wolf", "bus"]  # a name that no caption says stays
+    assert captions == ["A wolf runs on wolf", "Two wolves and a wolf", "Nothing"]
+
+
+@pytest.mark.parametrize(
+    "caption, table, expected",
+    [
+        ("Dogs run", {"dog": "pony"}, "Ponies run"),
+        ("dogs, dogs!", {"dog": "wolf"}, "Wolves, wolves!"),
+        ("A hot dog for the dog", {"dog": "wolf"}, "A hot dog for the wolf"),  # the longest name is what is said
+        ("A hot dog for the dog", {"hot dog": "teapot"}, "A teapot for the dog"),
+        ("Two men by fire hydrants", {"man": "pirate", "fire hydrant": "stop sign"}, "Two pirates by stop signs"),
+        ("A dogged doggy's hotdog", {"dog": "wolf"}, "A dogged doggy's hotdog"),  # whole words only
+        ("The dog's bus", {"dog": "wolf", "bus": "fly"}, "The wolf's fly"),
+        ("Nothing here", {"dog": "wolf"}, "Nothing here"),
+        ("", {"dog": "wolf"}, ""),
+    ],
+)
+def test_replace(renamer, caption, table, expected):
+    assert renamer.replace(caption, table) == expected
+
+
+def test_mentioned(renamer):
+    assert renamer.mentioned("Men throw a frisbee to dogs") == ["man", "frisbee", "dog"]
+
+
+def test_a_name_must_be_retrieved_and_said_and_lucky(renamer):
+    captions = ["A dog and a man"]
+    assert renamer.rename(["bus"], captions, Dice()) == (["bus"], captions)
+    assert renamer.rename([], captions, Dice()) == ([], captions)
+    assert renamer.rename(["dog"], captions, Dice(chance=0.7)) == (["dog"], captions)
+    assert renamer.rename(["dog"], captions, Dice(chance=0.69))[0] == ["wolf"]
+
+
+def test_shares(renamer):
+    """0.7 of the said names are renamed; of 4 names each is dropped in 20 % and, apart from that, all in 10 %."""
+    draw, rounds = random.Random(0), 4000
+    renamed = sum(renamer.rename(["dog"], ["A dog"], draw)[1] != ["A dog"] for _ in range(rounds)) / rounds
+    assert abs(renamed - 0.7) < 0.03
+    kept = [renamer.drop(NAMES[:4], 0.2, draw) for _ in range(rounds)]
+    assert abs(sum(map(len, kept)) / (4 * rounds) - 0.9 * 0.8) < 0.02
+    assert abs(sum(not row for row in kept) / rounds - (0.1 + 0.9 * 0.2**4)) < 0.02
+    assert renamer.drop(NAMES, 0.0, draw) == NAMES
+
+
+@given(
+    st.lists(st.sampled_from([*NAMES, *(n + "s" for n in NAMES), "on", "A", "zebra", ","]), max_size=10),
+    st.lists(st.sampled_from(NAMES), unique=True),
+    st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_draws_repeat_and_other_words_stay(words, names, seed):
+    renamer, caption = Renamer(NAMES, SUBSTITUTES), " ".join(words)
+    first, second = (renamer.rename(names, [caption], random.Random(seed)) for _ in range(2))
+    assert first == second
+    listed, (text,) = first
+    assert len(listed) == len(names)
+    gone = {old for old, new in zip(names, listed, strict=True) if new != old}
+    assert gone <= set(renamer.mentioned(caption)) and gone.isdisjoint(renamer.mentioned(text))
+    assert text.lower().count("zebra") == caption.lower().count("zebra")
