@@ -86,7 +86,8 @@ def caption_command(
         complain(f"{len(files) - len(todo)} of {len(files)} pictures were finished before")
 
     load = cache(partial(evcap.load, preset, memory))  # loaded when the first picture is open
-    options = {"num_captions": num_captions, "beams": beams, "min_length": min_length, "max_length": max_length}
+    lengths = {"min_length": min_length, "max_length": max_length}
+    options = {"num_captions": num_captions, "beams": beams, "batch_size": batch_size, **lengths}
     failures: list[str] = []
     done = 0
     try:
@@ -138,7 +139,7 @@ def names_command(
         raise EvcapError(f"--plot draws one picture, {len(files)} were named; name one")
     load = cache(partial(evcap.load, preset, memory))
     failures: list[str] = []
-    with closing(answers(files, preset, batch_size, lambda pictures: _names(load(), pictures, bool(plot)))) as said:
+    with closing(answers(files, preset, batch_size, lambda pictures: _names(load(), pictures, plot is not None))) as said:
         for file, answer, error in said:
             if error:
                 failures.append(error)
@@ -158,7 +159,7 @@ def names_command(
 
 def _names(captioner, pictures, attend: bool) -> list[tuple]:
     """(picture, its names, attention maps (32,rows,columns) or None) for each picture."""
-    found = captioner.names(pictures)
+    found = captioner.names(pictures, batch_size=len(pictures))
     return [(p, names, captioner.attention(p) if attend else None) for p, names in zip(pictures, found, strict=True)]
 
 

@@ -157,7 +157,7 @@ def add(
     named = _named_pictures(name, images, from_folder)
     load = cache(partial(evcap.load, preset, folder))
     keys, added, failures = [], [], []
-    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures))
+    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size))
     with closing(said), Progress(len(named), quiet) as progress:
         for file, key, error in said:
             if error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +44,19 @@ def command(function: Callable) -> Callable:
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough: typer ends the program in silence
+        except OSError as error:
+            complain(f"cannot read or write {error.filename or 'standard output'}: {error.strerror}")
+            with suppress(OSError):  # else Python tries once more, at its end, to write what could not be written
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
 
     return run
 
 
 def report(failures: Sequence[str], total: int) -> None:
-    """All failures on standard error, one line each; then exit code 1 if there are any."""
+    """All failures on standard error, one line each."""
     if failures:
         complain(f"{len(failures)} of {total} pictures failed:")
         for failure in failures:

@@ -66,7 +66,7 @@ class ResultWriter:
     A file grows as FILE.part, each line flushed, and takes the name FILE in `complete`: an older FILE stays whole until
     then, and `resume` continues from FILE.part or else from FILE. `finished` holds the pictures found there without
     error; lines of failed pictures, which are tried again, and a last line that was torn are dropped.
-    Raises EvcapError for a place that cannot be written or lines that cannot be continued.
+    Raises EvcapError for a file that cannot be written or lines that cannot be continued.
     """
 
     def __init__(self, path: Path | None, form: Format, resume: bool = False):
@@ -102,12 +102,14 @@ class ResultWriter:
     def _put(self, text: str) -> None:
         stream = self._stream or sys.stdout  # looked up each time: a progress bar may stand in for it
         try:
-            with _saying(f"cannot write {self.part or self.path or 'to standard output'}"):
-                stream.write(text)
-                stream.flush()
-        except EvcapError:
-            _drop_unwritten(stream)
-            raise
+            stream.write(text)
+            stream.flush()
+        except OSError as error:
+            if self._stream is None:
+                raise
+            with suppress(OSError):  # it tries once more to write what could not be written
+                self._stream.close()
+            raise EvcapError(f"cannot write {self.part or self.path}: {error.strerror}") from None
 
     def write(self, result: Result) -> None:
         """Add the line of one result; on return it has left this process."""
@@ -131,19 +133,8 @@ class ResultWriter:
 def _saying(what: str):
     try:
         yield
-    except BrokenPipeError:
-        raise  # whoever read the output has seen enough; that is no mistake
     except OSError as error:
         raise EvcapError(f"{what}: {error.strerror}") from None
-
-
-def _drop_unwritten(stream) -> None:
-    """Keep Python from trying once more, at its end, to write what could not be written."""
-    with suppress(OSError):
-        if stream is sys.stdout:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        else:
-            stream.close()
 
 
 def _read_jsonl(text: str, path: Path):

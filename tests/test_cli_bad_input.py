@@ -120,7 +120,7 @@ def test_a_full_disk(fake, photos):
         command = [sys.executable, FAKE, "caption", "p0.png"]
         shown = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert shown.returncode == 1 and "Traceback" not in shown.stderr and "Exception" not in shown.stderr
-    assert "evcap: cannot write to standard output: No space left" in shown.stderr
+    assert "evcap: cannot read or write standard output: No space left" in shown.stderr
 
 
 def test_a_disk_that_fills_up_leaves_the_finished_lines(photos):
