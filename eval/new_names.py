@@ -18,15 +18,15 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from evcap.datasets import CaptionedImage, read_coco_captions
-from evcap.memory import VisualNameMemory
-from evcap.metrics import cider
-from evcap.vocabulary import NameFinder
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
+from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
+from evcap.metrics import cider
 from evcap.predictor import Captioner
+from evcap.vocabulary import NameFinder
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,9 @@ class VisualNameMemory:
 
     def _refuse_lost_update(self, folder: Path) -> None:
         manifest = folder / "manifest.json"
-        if self._opened_from and self._opened_from[0] == folder.resolve() and manifest.exists():
-            if manifest.read_text() != self._opened_from[1]:
-                raise EvcapError(f"{folder} was changed by another process meanwhile; open it again and repeat the edit")
+        same = self._opened_from and self._opened_from[0] == folder.resolve() and manifest.exists()
+        if same and manifest.read_text() != self._opened_from[1]:
+            raise EvcapError(f"{folder} was changed by another process meanwhile; open it again and repeat the edit")
 
     def _write_parts(self, folder: Path) -> str:
         from safetensors.numpy import save

@@ -8,38 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evcap.errors import EvcapError
 
-
-def _tokenize(texts: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    if shutil.which("java") is None:
-        raise EvcapError("scoring needs Java (the PTB tokenizer and METEOR run in it): install a Java runtime")
-    # an empty line would shift the tokenizer's output by one
-    rows = {key: [{"caption": " ".join(t.split()) or "."} for t in row] for key, row in texts.items()}
-    return PTBTokenizer(verbose=False).tokenize(rows)
-
-
-def _prepare(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]):
-    if not predictions:
-        raise EvcapError("there is nothing to score: no predictions")
-    missing = [key for key in predictions if not references.get(key)]
-    if missing:
-        raise EvcapError(f"{len(missing)} predictions have no reference caption, the first is for picture {missing[0]}")
-    truth = _tokenize({key: references[key] for key in predictions})
-    return truth, _tokenize({key: [caption] for key, caption in predictions.items()})
-
-
-def spice_is_available() -> bool:
-    """True when SPICE's Stanford CoreNLP models lie where pycocoevalcap looks; they are not part of its wheel."""
-    import pycocoevalcap
-
-    library = Path(pycocoevalcap.__file__).parent / "spice" / "lib"
-    return any(library.glob("stanford-corenlp-*-models.jar"))
+Tokenized = dict[int, list[str]]
 
 
 def score(
@@ -47,36 +23,30 @@ def score(
 ) -> dict[str, float]:
     """Scores in percent over all predictions {picture id: caption}, references {picture id: captions}.
 
-    "SPICE" is absent from the result when its models are. Raises EvcapError without Java, predictions or references.
+    References of other pictures are ignored. "SPICE" is absent where its models are (`missing_spice` says why), and with a
+    warning where its Java program fails. Raises EvcapError without Java, predictions or references.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
-    truth, said = _prepare(predictions, references)
+    truth, said = tokenize(predictions, references)
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print their progress
         bleu = Bleu(4).compute_score(truth, said, verbose=0)[0]
         scores = {f"BLEU-{n}": value for n, value in enumerate(bleu, 1)}
-        meteor = Meteor()
-        try:
-            scores["METEOR"] = meteor.compute_score(truth, said)[0]
-        finally:
-            meteor.meteor_p.kill()
-        scores["ROUGE-L"] = float(Rouge().compute_score(truth, said)[0])
-        scores["CIDEr"] = float(Cider().compute_score(truth, said)[0])
-        if spice and spice_is_available():
-            from pycocoevalcap.spice.spice import Spice
-
-            scores["SPICE"] = float(Spice().compute_score(truth, said)[0])
-    return {name: 100 * value for name, value in scores.items()}
+        scores["METEOR"] = _meteor(truth, said)
+        scores["ROUGE-L"] = Rouge().compute_score(truth, said)[0]
+        scores["CIDEr"] = Cider().compute_score(truth, said)[0]
+        if spice and not missing_spice():
+            scores["SPICE"] = _spice(truth, said)
+    return {name: 100 * float(value) for name, value in scores.items() if value is not None}
 
 
 def per_image_cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> dict[int, float]:
-    """CIDEr of each picture, in percent; document frequencies from these references."""
+    """CIDEr of each picture, in percent (0 to 1000); document frequencies from the references of these pictures."""
     from pycocoevalcap.cider.cider import Cider
 
-    truth, said = _prepare(predictions, references)
+    truth, said = tokenize(predictions, references)
     values = Cider().compute_score(truth, said)[1]
     return {key: 100 * float(value) for key, value in zip(truth, values, strict=True)}
 
@@ -85,3 +55,78 @@ def cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]
     """CIDEr alone, in percent: the quick score of validation during training."""
     values = per_image_cider(predictions, references)
     return sum(values.values()) / len(values)
+
+
+def missing_spice() -> str | None:
+    """Why SPICE cannot be computed, in one line, or None. pycocoevalcap would download its models; this project never does."""
+    from pycocoevalcap.spice.get_stanford_models import JAR, SPICEDIR, SPICELIB
+
+    folder = Path(SPICEDIR) / SPICELIB
+    absent = [jar for jar in (f"{JAR}.jar", f"{JAR}-models.jar") if not (folder / jar).is_file()]
+    return f"SPICE is left out: {' and '.join(absent)} (Stanford CoreNLP) not in {folder}" if absent else None
+
+
+def tokenize(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> tuple[Tokenized, Tokenized]:
+    """Lower-case PTB words, without punctuation, of (references, predictions), both with the keys of `predictions`."""
+    if not predictions:
+        raise EvcapError("there is nothing to score: no predictions")
+    missing = [key for key in predictions if not references.get(key)]
+    if missing:
+        raise EvcapError(f"{len(missing)} predictions have no reference caption, the first is for picture {missing[0]}")
+    rows = [[caption, *references[key]] for key, caption in predictions.items()]
+    lines = _tokenize_lines([caption for row in rows for caption in row])
+    tokenized = {key: [next(lines) for _ in row] for key, row in zip(predictions, rows, strict=True)}
+    return {key: row[1:] for key, row in tokenized.items()}, {key: row[:1] for key, row in tokenized.items()}
+
+
+def _tokenize_lines(captions: Sequence[str]) -> Iterator[str]:
+    """What pycocoevalcap's PTBTokenizer gives. Called without it: it writes its input among the installed packages, which
+    may be read-only, and lets the Java program talk on standard error."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    if shutil.which("java") is None:
+        raise EvcapError("scoring needs Java (the PTB tokenizer and METEOR run in it): install a Java runtime")
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    # an empty line would shift the output by one: a caption without a word becomes a full stop, which is dropped below
+    text = "\n".join(" ".join(caption.split()) or "." for caption in captions)
+    run = subprocess.run([*command, "-preserveLines", "-lowerCase"], input=text.encode(), capture_output=True)
+    lines = run.stdout.decode().removesuffix("\n").split("\n")
+    if run.returncode or len(lines) != len(captions):
+        raise EvcapError(f"the PTB tokenizer failed in Java: {_last_line(run.stderr)}")
+    for line in lines:
+        yield " ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS)
+
+
+def _meteor(truth: Tokenized, said: Tokenized) -> float:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    meteor = Meteor()
+    java = meteor.meteor_p
+    try:
+        return meteor.compute_score(truth, said)[0]
+    except (ValueError, OSError):  # the Java program ended early, for want of memory as a rule
+        java.kill()
+        raise EvcapError(f"METEOR failed in Java: {_last_line(java.stderr.read())}") from None
+    finally:
+        java.kill()
+        if meteor.lock.locked():  # a failure leaves it locked, and Meteor.__del__ would wait for it for ever
+            meteor.lock.release()
+        for pipe in (java.stdin, java.stdout, java.stderr):
+            with contextlib.suppress(BrokenPipeError):  # what could not be written any more
+                pipe.close()
+        java.wait()
+
+
+def _spice(truth: Tokenized, said: Tokenized) -> float | None:
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        return Spice().compute_score(truth, said)[0]
+    except (OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(f"SPICE is left out: {error}", stacklevel=3)
+        return None
+
+
+def _last_line(output: bytes) -> str:
+    return (output.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]

@@ -46,7 +46,10 @@ def clean_caption(caption: str) -> str:
 
 
 FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "with", "without", "by", "for", "into", "onto", "over", "under", "up", "down", "off", "out", "near", "next", "beside", "behind", "between", "through", "along", "around", "across", "against", "above", "below", "before", "after", "while", "as", "is", "are", "was", "were", "be", "been", "being", "has", "have", "had", "having", "do", "does", "doing", "it", "its", "it's", "he", "she", "they", "them", "their", "his", "her", "him", "this", "that", "these", "those", "there", "here", "who", "which", "what", "where", "when", "some", "another", "other", "each", "one", "two", "all", "very", "so", "not", "no", "than", "then", "also", "about"]
+    """a an the and or but of in on at to from with without by for into onto over under up down off out near next beside
+    behind between through along around across against above below before after while as is are was were be been being
+    has have had having do does doing it its it's he she they them their his her him this that these those there here
+    who which what where when some another other each one two all very so not no than then also about""".split()  # noqa: SIM905
 )
 
 

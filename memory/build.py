@@ -17,17 +17,17 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
-from evcap.memory import VisualNameMemory
-from evcap.vocabulary import NameFinder, clean_name
 from PIL import Image
 from tqdm import tqdm
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
+from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
 from evcap.errors import EvcapError
 from evcap.images import open_image
+from evcap.memory import VisualNameMemory
 from evcap.predictor import Captioner
+from evcap.vocabulary import NameFinder, clean_name
 
 
 @dataclass(frozen=True)

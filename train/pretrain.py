@@ -21,8 +21,6 @@ from typing import Annotated
 import torch
 import typer
 from accelerate import Accelerator
-from evcap.datasets import CaptionedImage
-from evcap.metrics import cider
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -30,8 +28,10 @@ from transformers import get_cosine_schedule_with_warmup
 from evcap.build import build_model
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
+from evcap.datasets import CaptionedImage
 from evcap.errors import EvcapError
 from evcap.features import cached_patches, cached_sentences
+from evcap.metrics import cider
 from evcap.text import SentenceEmbedder, clean_caption, content_words
 from evcap.training import RunFolder, parameter_groups, read_split
 

@@ -21,9 +21,6 @@ from typing import Annotated
 import torch
 import typer
 from accelerate import Accelerator
-from evcap.datasets import read_lvis_names
-from evcap.memory import VisualNameMemory
-from evcap.metrics import cider
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -31,8 +28,11 @@ from transformers import get_cosine_schedule_with_warmup
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
+from evcap.datasets import read_lvis_names
 from evcap.errors import EvcapError
 from evcap.features import cached_queries
+from evcap.memory import VisualNameMemory
+from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
 from evcap.reward import CiderReward
