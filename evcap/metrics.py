@@ -18,9 +18,7 @@ from evcap.errors import EvcapError
 Tokenized = dict[int, list[str]]
 
 
-def score(
-    predictions: Mapping[int, str], references: Mapping[int, Sequence[str]], spice: bool = True
-) -> dict[str, float]:
+def score(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]], spice: bool = True) -> dict[str, float]:
     """Scores in percent over all predictions {picture id: caption}, references {picture id: captions}.
 
     References of other pictures are ignored. "SPICE" is absent where its models are (`missing_spice` says why), and with a
