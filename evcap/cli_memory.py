@@ -54,8 +54,6 @@ def _to_edit(folder: Path | None) -> Path:
         raise EvcapError(
             "the shipped memory is only read: copy it with `evcap memory export FOLDER`, then edit with --memory FOLDER"
         )
-    if not folder.exists():
-        raise EvcapError(f"{folder}: there is no such memory; `evcap memory export {folder}` copies the shipped one")
     return folder
 
 
@@ -69,12 +67,11 @@ def _clean(name: str) -> str:
 
 
 def _known(memory: VisualNameMemory, name: str) -> str:
-    """`name` as the memory spells it."""
-    counts = memory.counts()
-    for spelled in (name, _clean(name)):
-        if spelled in counts:
-            return spelled
-    near = difflib.get_close_matches(_clean(name), counts, n=3)
+    """`name` as the memory spells it; EvcapError with the names that come near if it holds none."""
+    cleaned, counts = _clean(name), memory.counts()
+    if cleaned in counts:
+        return cleaned
+    near = difflib.get_close_matches(cleaned, counts, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"
     raise EvcapError(f"the memory holds no entry '{name}'; {hint}")
 
@@ -84,7 +81,7 @@ def _plural(count: int, one: str, many: str) -> str:
 
 
 def _size(memory: VisualNameMemory) -> str:
-    return f"{_plural(len(memory.names), 'entry', 'entries')} of {_plural(len(memory.counts()), 'name', 'names')}"
+    return f"{_plural(len(memory), 'entry', 'entries')} of {_plural(len(memory.counts()), 'name', 'names')}"
 
 
 @memory_app.command("info")
@@ -153,6 +150,8 @@ def add(
     """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
     import numpy as np
 
+    from evcap.memory import VisualNameMemory
+
     folder = _to_edit(memory)
     named = _named_pictures(name, images, from_folder)
     load = cache(partial(evcap.load, preset, folder))
@@ -167,7 +166,8 @@ def add(
                 added.append(file)
             progress.advance()
     if added:
-        edited, names = load().memory, [named[file] for file in added]
+        names = [named[file] for file in added]
+        edited = VisualNameMemory.open(folder, load().memory.encoder)  # once more: somebody may have edited it meanwhile
         edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
         edited.save(folder)
         counted = f"{_plural(len(added), 'entry', 'entries')} of {_plural(len(set(names)), 'name', 'names')}"
@@ -221,7 +221,7 @@ def rename(
     """Give all entries of a name another one: captions follow at once."""
     folder = _to_edit(memory)
     edited = _open(folder)
-    count = edited.rename(_known(edited, old), _clean(new))
+    count = edited.rename(_known(edited, old), new)
     edited.save(folder)
     typer.echo(f"renamed {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
 
@@ -254,6 +254,6 @@ def export(
         raise EvcapError(f"{folder} exists; name a new folder")
     copied = _open(memory)
     if empty:
-        copied = VisualNameMemory.empty(copied.keys.shape[1], copied.encoder)
+        copied = VisualNameMemory.empty(copied.keys.shape[1], copied.encoder, copied.keys.dtype)
     copied.save(folder)
     typer.echo(f"{folder} now holds {_size(copied)}")

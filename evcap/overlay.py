@@ -78,14 +78,14 @@ def _draw_bars(axes: Axes, names: Sequence[RetrievedName]) -> None:
 
 
 def _draw_heat(axes: Axes, image: Image.Image, heat: np.ndarray, colour: str) -> None:
-    """The photo in grey under filled contours of `heat` (rows,columns), faint to strong."""
+    """The photo in grey under contours of `heat` (rows,columns): 0 is an even look at everything, 1 the peak."""
     grey = np.asarray(image.convert("L"), np.float32) / 255
     axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
     size = (max(image.width // 4, 2), max(image.height // 4, 2))
     smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    smooth = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-12)
+    smooth = (smooth - heat.mean()) / max(float(smooth.max() - heat.mean()), 1e-12)
     fade = LinearSegmentedColormap.from_list("fade", [(*to_rgb(colour), 0.0), (*to_rgb(colour), 0.85)])
     x, y = ((np.arange(count) + 0.5) * full / count - 0.5 for count, full in zip(size, image.size, strict=True))
-    levels = [0.3, 0.5, 0.7, 0.85, 1.01]
+    levels = [0.2, 0.4, 0.6, 0.8, 1.01]
     axes.contourf(x, y, smooth, levels, cmap=fade, vmin=0.1, vmax=1)
     axes.contour(x, y, smooth, levels[:-1], colors=colour, linewidths=[0.6, 0.9, 1.2, 1.5])

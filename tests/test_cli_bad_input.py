@@ -208,7 +208,7 @@ def test_edits_that_make_no_sense(memory, photos):
     assert "did you mean dog?" in failing("memory", "remove", "dogg", "--memory", memory)
     assert "evcap memory list" in failing("memory", "rename", "zebra", "horse", "--memory", memory)
     assert "nothing that can be said" in failing("memory", "rename", "dog", "!!", "--memory", memory)
-    assert "no such memory" in failing("memory", "remove", "dog", "--memory", "nowhere")
+    assert "nowhere does not exist" in failing("memory", "remove", "dog", "--memory", "nowhere")
     assert "exists" in failing("memory", "export", memory)
     assert "--name NAME IMAGE" in failing("memory", "add", "p0.png", "--memory", memory)
     assert "leave out" in failing("memory", "add", "--name", "x", "--from-folder", ".", "--memory", memory)
@@ -218,15 +218,19 @@ def test_edits_that_make_no_sense(memory, photos):
 
 
 def test_memories_that_cannot_be_opened(memory):
-    failing("memory", "info", "--memory", "nowhere")
     Path("plain").mkdir()
-    failing("memory", "info", "--memory", "plain")
-    keys = Path(memory, "keys.safetensors")
+    assert "plain is not a memory" in failing("memory", "info", "--memory", "plain")
+    (keys,) = Path(memory).glob("keys-*.safetensors")
     whole = keys.read_bytes()
     keys.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "keys.safetensors" in failing("memory", "list", "--memory", memory)
+    assert f"{keys} is damaged" in failing("memory", "list", "--memory", memory)
     keys.write_bytes(whole[:20])
-    failing("memory", "list", "--memory", memory)
+    assert str(keys) in failing("memory", "list", "--memory", memory)
+    keys.write_bytes(whole)
+    run("memory", "list", "--memory", memory)
+    manifest = Path(memory, "manifest.json")
+    manifest.write_text(manifest.read_text().replace('"entries": 2', '"entries": 3'))
+    assert "the manifest says" in failing("memory", "list", "--memory", memory)
 
 
 def test_memories_of_two_encoders_do_not_merge(memory):
