@@ -70,4 +70,6 @@ def tiny_evcap(seed: int = 0, lora_rank: int = 2) -> EVCap:
     """The whole chain, tiny; its backbone passes patch tokens (B,4,20) through."""
     language = tiny_language(seed, lora_rank)
     torch.manual_seed(seed)
-    return EVCap(tiny_preset(language.config), language, nn.Identity()).eval()
+    model = EVCap(tiny_preset(language.config), language, nn.Identity()).eval()
+    model.fusion.embeddings.requires_grad_(False)  # as build_model does
+    return model

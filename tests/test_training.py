@@ -1,0 +1,172 @@
+"""The run folder, and both recipes killed in the middle of a tiny run: they resume to the same losses."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_evcap
+from tiny_run import STEPS, config_for, finish, log, start, straight, world
+from torch import nn
+
+from evcap.captioner import trained_parts
+from evcap.errors import EvcapError
+from evcap.features import FeatureCache
+from evcap.training import RunFolder, parameter_groups
+from evcap.weights import read_safetensors
+
+
+def optimizer_of(model):
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=0.01)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+
+def step(model, optimizer, scheduler, number):
+    """One update that depends on every trained tensor, on the step, on the optimizer's moments and on the rate."""
+    torch.manual_seed(number)
+    loss = sum((p * torch.randn_like(p)).square().mean() for p in model.parameters() if p.requires_grad)
+    loss.backward()
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def test_resumed_model_optimizer_and_schedule_go_on_alike(tmp_path):
+    model = tiny_evcap()
+    parts = optimizer_of(model)
+    run = RunFolder(tmp_path / "run", {"a": 1})
+    assert run.resume(model, *parts) == 0
+    for number in range(3):
+        step(model, *parts, number)
+    run.save(model, *parts, 3)
+    expected = [step(model, *parts, number) for number in range(3, 6)]
+
+    fresh = tiny_evcap()
+    parts = optimizer_of(fresh)
+    assert RunFolder(tmp_path / "run", {"a": 1}).resume(fresh, *parts) == 3
+    assert [step(fresh, *parts, number) for number in range(3, 6)] == expected
+    for (name, mine), theirs in zip(trained_parts(model).items(), trained_parts(fresh).values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_a_save_that_died_between_its_files_resumes_from_the_one_before(tmp_path, monkeypatch):
+    model = tiny_evcap()
+    parts = optimizer_of(model)
+    run = RunFolder(tmp_path, {})
+    run.save(model, *parts, 1)
+    kept = {k: v.clone() for k, v in trained_parts(model).items()}
+    step(model, *parts, 0)
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", die)
+        run.save(model, *parts, 2)
+    assert run.resume(model, *parts) == 1
+    assert all(torch.equal(v, kept[k]) for k, v in trained_parts(model).items())
+    run.save(model, *parts, 3)
+    assert [p.name for p in (tmp_path / "checkpoint").glob("model-*")] == ["model-3.safetensors"]
+
+
+def test_other_settings_are_refused(tmp_path):
+    RunFolder(tmp_path, {"seed": 0})
+    RunFolder(tmp_path, {"seed": 0})
+    with pytest.raises(EvcapError, match="other settings"):
+        RunFolder(tmp_path, {"seed": 1})
+
+
+def test_the_later_record_of_a_step_counts(tmp_path):
+    run = RunFolder(tmp_path, {})
+    assert run.records() == []
+    for value in (dict(step=0, loss=1.0), dict(step=1, loss=0.9), dict(step=1, cider=3.0), dict(step=1, loss=0.8)):
+        run.record(**value)
+    assert run.records() == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.8}, {"step": 1, "cider": 3.0}]
+    assert run.plot().read_bytes().startswith(b"\x89PNG")
+
+
+def test_trained_tensors_ship_in_half_precision(tmp_path):
+    model = tiny_evcap()
+    saved = read_safetensors(RunFolder(tmp_path, {}).save_trained(model, "best"))
+    assert saved.keys() == trained_parts(model).keys()
+    assert all(v.dtype == torch.float16 for v in saved.values())
+
+
+def test_only_matrices_decay():
+    module = nn.ModuleDict({"linear": nn.Linear(4, 3), "norm": nn.LayerNorm(4), "frozen": nn.Linear(2, 2)})
+    module["queries"] = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, 5)), nn.Parameter(torch.zeros(1, 8, 5))])
+    module["frozen"].requires_grad_(False)
+    decay, plain = parameter_groups(module, 0.1)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert [tuple(p.shape) for p in decay["params"]] == [(3, 4), (1, 8, 5)]
+    assert [tuple(p.shape) for p in plain["params"]] == [(3,), (4,), (4,), (1, 1, 5)]
+
+
+def test_feature_cache_goes_on_where_it_stopped(tmp_path):
+    truth, computed = np.arange(30, dtype=np.float16).reshape(10, 3), []
+
+    def compute(start, stop):
+        if computed and stop > 6 and not hasattr(compute, "again"):
+            raise KeyboardInterrupt
+        computed.append((start, stop))
+        return torch.from_numpy(truth[start:stop])
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureCache(tmp_path, {"k": 1}, 10, (3,)).fill(compute, 3, lambda n: None)
+    compute.again, advanced = True, []
+    cache = FeatureCache(tmp_path, {"k": 1}, 10, (3,))
+    cache.fill(compute, 3, advanced.append)
+    assert computed == [(0, 3), (3, 6), (6, 9), (9, 10)] and sum(advanced) == 10
+    assert (cache.rows == truth).all()
+    assert FeatureCache(tmp_path, {"k": 2}, 10, (3,)).done == 0  # other settings are another file
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "train"])
+def test_a_killed_run_resumes_to_the_same_losses(recipe):
+    """SIGKILL somewhere in the middle, then the same command again."""
+    output = f"{recipe}-killed"
+    config = config_for(recipe, output)
+    process = start(recipe, config)
+    logged = world() / output / "log.jsonl"
+    while not (logged.exists() and logged.read_text().count('"loss"') >= 5):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    before = max(row["step"] for row in log(output)) + 1
+    saved = torch.load(world() / output / "checkpoint" / "state.pt", weights_only=True)["step"]
+    assert 0 < saved <= before < STEPS
+    finish(start(recipe, config))
+    assert log(output) == straight(recipe)  # every logged number of every step, to the last digit
+
+    straight_files, files = ({p.name for p in (world() / f).iterdir()} for f in (f"{recipe}-straight", output))
+    assert files == straight_files >= {"best.safetensors", "last.safetensors", "curve.png", "log.jsonl", "settings.json"}
+    theirs = read_safetensors(world() / f"{recipe}-straight" / "last.safetensors")
+    for name, tensor in read_safetensors(world() / output / "last.safetensors").items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "train"])
+def test_training_learns(recipe):
+    losses = [row["loss"] for row in straight(recipe) if "loss" in row]
+    assert len(losses) == STEPS
+    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
+
+
+def test_only_what_a_recipe_trains_has_moved():
+    begin = read_safetensors(world() / "start.safetensors")
+    moved = {}
+    for recipe in ("pretrain", "train"):
+        straight(recipe)
+        end = read_safetensors(world() / f"{recipe}-straight" / "last.safetensors")
+        moved[recipe] = {k.split(".")[0] for k in end if not torch.equal(end[k], begin[k].half())}
+    assert moved["pretrain"] == {"patch_door", "image_qformer", "projection", "language", "text_projection"}
+    assert moved["train"] == {"fusion", "projection", "language"}
+
+
+def test_settings_of_a_run_are_kept():
+    straight("train")
+    kept = json.loads((world() / "train-straight" / "settings.json").read_text())
+    assert kept["seed"] == 3 and kept["sets"] == ["squares"]

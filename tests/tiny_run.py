@@ -1,0 +1,147 @@
+"""A world of coloured squares small enough to train in it: data folder, preset, first tensors, memory; and the recipes."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from PIL import Image
+from tiny import tiny_llm, tiny_tokenizer
+
+from evcap.build import build_model
+from evcap.captioner import trained_parts
+from evcap.config import PRESET_FOLDER, load_preset
+from evcap.memory import VisualNameMemory
+from evcap.predictor import Captioner
+from evcap.weights import write_safetensors
+
+REPOSITORY = Path(__file__).parent.parent
+COLOURS = {"red": (200, 30, 30), "green": (20, 180, 60), "blue": (30, 40, 210), "grey": (128, 128, 128)}
+COMMON = {
+    "sets": ["squares"],
+    "epochs": 3,
+    "batch": 2,
+    "accumulate": 2,
+    "learning_rate": 1e-3,
+    "warmup": 2,
+    "text_slots": 60,
+    "validate": 6,
+    "checkpoint_minutes": 0.0,
+    "compile": False,
+    "seed": 3,
+}
+RECIPES = {"pretrain": {"extra_texts": 4}, "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2}}
+STEPS = 12  # 16 pictures, 4 a step, 3 epochs
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="evcap-tiny-")
+
+
+@functools.cache
+def world() -> Path:
+    """The folder with data/, preset.yaml, start.safetensors and memory/, made once per test session."""
+    folder = Path(_scratch().name)
+    _write_data(folder / "data" / "squares")
+    (folder / "data" / "names.txt").write_text("\n".join(["kite", "teapot", "wolf", "stop sign"]))
+    _write_preset(folder)
+    torch.manual_seed(0)
+    model = build_model(load_preset(folder / "preset.yaml"), None)
+    with torch.no_grad():
+        model.image_qformer.queries.normal_()  # fresh queries are nearly alike; these retrieve different names
+    write_safetensors(trained_parts(model), folder / "start.safetensors")
+    captioner = Captioner(model)
+    pictures = sorted((folder / "data" / "squares" / "images").glob("1*.png"))
+    names = ["square", *COLOURS, "picture"][: len(pictures)]
+    pictures = pictures[: len(names)]
+    sources, images = ["test"] * len(names), [p.name for p in pictures]
+    keys = captioner.keys(pictures)
+    VisualNameMemory.build(keys, names, sources, images, captioner.encoder_fingerprint).save(folder / "memory")
+    return folder
+
+
+def _write_data(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    names = list(COLOURS)
+    for split, count in (("train", 16), ("val", 6)):
+        images, annotations = [], []
+        for number in range(count):
+            back, front = names[number % 4], names[(number // 4 + number + 1) % 4]
+            picture = Image.new("RGB", (48 + number, 40), COLOURS[back])
+            picture.paste(COLOURS[front], (8, 8, 20 + number, 28))
+            key = number + (100 if split == "train" else 900)
+            picture.save(folder / "images" / f"{key}.png")
+            images.append({"id": key, "file_name": f"{key}.png", "width": picture.width, "height": picture.height})
+            texts = [f"a {front} square on {back} .", f"the {front} square", f"picture of a {front} square"]
+            annotations += [{"id": len(annotations) + i, "image_id": key, "caption": t} for i, t in enumerate(texts)]
+        (folder / f"captions_{split}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+def _write_preset(folder: Path) -> None:
+    """The embedded preset with a 64-pixel view, one layer each and the tiny language model."""
+    tiny_llm().save_pretrained(folder / "llm")
+    tiny_tokenizer().save_pretrained(folder / "llm")
+    preset = yaml.safe_load((PRESET_FOLDER / "embedded.yaml").read_text())
+    preset.update(name="tiny", assets=None, image_queries=6, name_queries=2)
+    preset["vision"].update(image_size=64, tokens=4)
+    preset["image_qformer"].update(layers=1)
+    preset["name_qformer"].update(layers=1)
+    preset["language"].update(kind=str(folder / "llm"), hidden=32, lora_rank=2)
+    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
+
+
+def config_for(recipe: str, output: str, **changes) -> Path:
+    """A YAML file for one run of train/`recipe`.py in the tiny world; its outputs go to world()/`output`."""
+    folder = world()
+    settings = COMMON | RECIPES[recipe] | changes
+    settings |= {"output": str(folder / output), "preset": str(folder / "preset.yaml")}
+    settings["start_from"] = str(folder / "start.safetensors")
+    if recipe == "train":
+        settings |= {"memory": str(folder / "memory"), "substitutes": "names.txt"}
+    path = folder / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
+    """Start a recipe as its docstring says; two processes through `accelerate launch`."""
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--main_process_port", str(port)]
+    command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
+    variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Wait for a recipe; its output. Fails, with that output, when the recipe failed."""
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+@functools.cache
+def straight(recipe: str) -> list[dict]:
+    """The log of one uninterrupted run in one process."""
+    finish(start(recipe, config_for(recipe, f"{recipe}-straight")))
+    return log(f"{recipe}-straight")
+
+
+def log(output: str) -> list[dict]:
+    """What a run logged, the later record where a step was repeated."""
+    rows = [json.loads(line) for line in (world() / output / "log.jsonl").read_text().splitlines()]
+    return list({(row["step"], "loss" in row): row for row in rows}.values())
