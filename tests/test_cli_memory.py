@@ -1,6 +1,8 @@
 """`evcap memory` on memories of three entries, and on the shipped one with the shipped model."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,14 @@ def test_memory_add_keeps_the_good_pictures_of_a_mixed_batch(memory, loads_memor
     Path("bad.jpg").write_text("no")
     result = run("memory", "add", "--name", "bird", "p0.png", "bad.jpg", "p1.png", "--memory", memory, code=1)
     assert listed(memory)["bird"] == 2 and "1 of 3 pictures failed" in result.stderr
+
+
+def test_edits_do_not_even_import_torch(memory):
+    edit = "app(['memory', 'rename', 'dog', 'wolf', '--memory', 'm'], standalone_mode=False)"
+    program = f"import sys; from evcap.cli import app; {edit}; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert shown.stdout == "renamed 2 entries; m now holds 3 entries of 2 names\nFalse\n"
 
 
 def test_edits_need_no_model(memory, monkeypatch):
