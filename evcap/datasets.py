@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from evcap.errors import EvcapError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """A picture with its reference captions; `scene` is the class of sets that have one."""
+    """A picture with its reference captions, at least one; `scene` is the class of sets that have one."""
 
     id: int
     path: Path
@@ -22,85 +26,108 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: its class name and box (x1,y1,x2,y2), in pixels of the picture at full size."""
+    """One object: its class name, its box (x1,y1,x2,y2) and its area, in pixels of the picture at full size.
+
+    The area is that of the object's outline where the file gives it, of the box otherwise. `iscrowd`: the box holds a
+    group of objects that were not told apart.
+    """
 
     image_id: int
     path: Path
     name: str
     box: tuple[float, float, float, float]
+    area: float
     iscrowd: bool
+
+
+def read_coco_captions(json_path: str | Path, images_dir: str | Path) -> list[CaptionedImage]:
+    """Pictures of a COCO captions file, in the file's order, their files below `images_dir`.
+
+    Captions of pictures that the file does not list are left out. Raises EvcapError for a file of another format, an image
+    id that stands twice, a missing picture file or a picture without captions.
+    """
+    json_path, folder = Path(json_path), Path(images_dir)
+    data = _read_json(json_path, ("images", "annotations"))
+    paths = _image_paths(json_path, data, folder)
+    captions = defaultdict(list)
+    for key, text in _each(json_path, data, "annotations", lambda a: (_typed(a, "image_id", int), _typed(a, "caption", str))):
+        captions[key].append(text)
+    _refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
+    return [CaptionedImage(i["id"], paths[i["id"]], captions[i["id"]], i.get("scene")) for i in data["images"]]
+
+
+def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
+    """Objects of a COCO instances file, in the file's order.
+
+    Raises EvcapError as `read_coco_captions` does, and for an object whose picture or class the file does not list.
+    """
+    json_path, folder = Path(json_path), Path(images_dir)
+    data = _read_json(json_path, ("images", "annotations", "categories"))
+    paths = _image_paths(json_path, data, folder)
+    names = dict(_each(json_path, data, "categories", lambda c: (_typed(c, "id", int), _typed(c, "name", str))))
+
+    def read(a: dict) -> Instance:
+        image, category = a["image_id"], a["category_id"]
+        if image not in paths or category not in names:
+            raise ValueError(f"image_id {image} or category_id {category} is not in this file")
+        x, y, width, height = map(float, a["bbox"])
+        area = float(a.get("area", width * height))
+        return Instance(image, paths[image], names[category], (x, y, x + width, y + height), area, bool(a.get("iscrowd")))
+
+    return _each(json_path, data, "annotations", read)
+
+
+def read_lvis_names(path: str | Path) -> list[list[str]]:
+    """Names of a text file, one a line with its synonyms after "/": "aerosol can/spray can" -> ["aerosol can", "spray can"]."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise EvcapError(f"{path} is not a text file in UTF-8") from None
+    return [[s.strip() for s in line.split("/") if s.strip()] for line in lines if line.strip(" /")]
 
 
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict:
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(path.read_bytes())
     except OSError as error:
         raise EvcapError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise EvcapError(f"{path} is not JSON: {error}") from None
-    missing = [k for k in keys if not isinstance(data, dict) or not isinstance(data.get(k), list)]
-    if missing:
-        raise EvcapError(f"{path} is not in COCO format: it has no list '{missing[0]}'")
+    for key in keys:
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise EvcapError(f"{path} is not in COCO format: it has no list '{key}'")
     return data
 
 
-def _images_by_id(path: Path, data: dict, folder: Path) -> dict[int, dict]:
-    try:
-        images = {i["id"]: i for i in data["images"]}
-        absent = [i["file_name"] for i in images.values() if not (folder / i["file_name"]).is_file()]
-    except (KeyError, TypeError) as error:
-        raise EvcapError(f"{path}: an image has no {error}") from None
-    if len(images) < len(data["images"]):
-        raise EvcapError(f"{path}: {len(data['images']) - len(images)} image ids stand twice")
-    if absent:
-        raise EvcapError(f"{path}: {len(absent)} pictures are not in {folder}, the first is {absent[0]}")
-    return images
+def _each(path: Path, data: dict, key: str, read: Callable[[dict], Item]) -> list[Item]:
+    """`read` of each item of the list data[key]; EvcapError names the item that it cannot use."""
+    found = []
+    for number, item in enumerate(data[key]):
+        try:
+            found.append(read(item))
+        except KeyError as error:
+            raise EvcapError(f"{path}: {key}[{number}] has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise EvcapError(f"{path}: {key}[{number}] cannot be used: {error}") from None
+    return found
 
 
-def read_coco_captions(json_path: str | Path, images_dir: str | Path) -> list[CaptionedImage]:
-    """Pictures of a COCO captions file, in the file's order.
-
-    Raises EvcapError for a file of another format, a missing picture or a picture without captions.
-    """
-    json_path, folder = Path(json_path), Path(images_dir)
-    data = _read_json(json_path, ("images", "annotations"))
-    images = _images_by_id(json_path, data, folder)
-    captions = defaultdict(list)
-    try:
-        for annotation in data["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"])
-    except (KeyError, TypeError) as error:
-        raise EvcapError(f"{json_path}: an annotation has no {error}") from None
-    silent = [i["file_name"] for i in images.values() if i["id"] not in captions]
-    if silent:
-        raise EvcapError(f"{json_path}: {len(silent)} pictures have no caption, the first is {silent[0]}")
-    return [
-        CaptionedImage(i["id"], folder / i["file_name"], captions[i["id"]], i.get("scene")) for i in images.values()
-    ]
+def _typed(item: dict, key: str, kind: type):
+    if not isinstance(item[key], kind):
+        raise ValueError(f"{key} is {item[key]!r}, expected {kind.__name__}")
+    return item[key]
 
 
-def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
-    """Objects of a COCO instances file, in the file's order. Raises EvcapError as `read_coco_captions` does."""
-    json_path, folder = Path(json_path), Path(images_dir)
-    data = _read_json(json_path, ("images", "annotations", "categories"))
-    images = _images_by_id(json_path, data, folder)
-    try:
-        names = {c["id"]: c["name"] for c in data["categories"]}
-        objects = []
-        for a in data["annotations"]:
-            x, y, width, height = a["bbox"]
-            path = folder / images[a["image_id"]]["file_name"]
-            box = (x, y, x + width, y + height)
-            objects.append(Instance(a["image_id"], path, names[a["category_id"]], box, bool(a.get("iscrowd"))))
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvcapError(f"{json_path}: an annotation is incomplete or names what is not there ({error})") from None
-    return objects
+def _image_paths(path: Path, data: dict, folder: Path) -> dict[int, Path]:
+    images = _each(path, data, "images", lambda i: (_typed(i, "id", int), folder / _typed(i, "file_name", str)))
+    counts = Counter(key for key, _ in images)
+    _refuse(path, "image ids stand more than once", [key for key, count in counts.items() if count > 1])
+    _refuse(path, "picture files are missing", [file for _, file in images if not file.is_file()])
+    return dict(images)
 
 
-def read_lvis_names(path: str | Path) -> list[list[str]]:
-    """Names with their synonyms, one line each, synonyms separated by "/"."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    return [[s.strip() for s in line.split("/") if s.strip()] for line in lines if line.strip()]
+def _refuse(path: Path, what: str, found: Sequence) -> None:
+    if found:
+        raise EvcapError(f"{path}: {len(found)} {what}, the first is {found[0]}")
