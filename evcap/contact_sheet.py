@@ -29,7 +29,7 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
     from evcap.images import open_image
 
     ranked = sorted(rows, key=lambda r: -r.score)
-    columns = min(columns, len(ranked))
+    columns = max(1, min(columns, len(ranked) // 3))
     middle = (len(ranked) - columns) // 2
     bands = {"best": ranked[:columns], "median": ranked[middle : middle + columns], "worst": ranked[-columns:]}
     figure, axes = plt.subplots(3, columns, figsize=(3.9 * columns, 14), squeeze=False, layout="constrained")

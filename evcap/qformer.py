@@ -89,7 +89,12 @@ class QFormer(nn.Module):
         self.door = None if has_guests else nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            QFormerLayer(config, context_width, index % config.cross_attention_every == 0, has_guests)
+            QFormerLayer(
+                config,
+                context_width,
+                cross_attends=index % config.cross_attention_every == 0,
+                has_guests=has_guests and index < config.layers - 1,  # nobody reads the guests behind the last layer
+            )
             for index in range(config.layers)
         )
         self._initialise()

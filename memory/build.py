@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evcap.build import build_model
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset, load_yaml, preset_path
 from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
 from evcap.errors import EvcapError
 from evcap.images import open_image
@@ -40,6 +40,7 @@ class Config:
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
     agree: int = 3  # captions of a photo that must say the name
     exclude: list[str] = field(default_factory=list)  # names that mostly mean something else in captions
+    spelling: dict[str, str] = field(default_factory=dict)  # how labels are said: baseballdiamond -> baseball diamond
     per_name: int = 10
     least_side: int = 48  # pixels; smaller boxes are left out
     margin: float = 0.1  # of the box's size, added around it
@@ -112,8 +113,11 @@ def main(
     config = load_yaml(config_path, Config)
     candidates = [*box_candidates(config, data), *caption_candidates(config, data), *scene_candidates(config, data)]
     excluded = {clean_name(e) for e in config.exclude}
-    chosen = choose([c for c in candidates if c.name not in excluded], config.per_name, config.seed)
-    captioner = Captioner(build_model(load_preset(config.preset), trained)) if trained else Captioner.load(config.preset)
+    candidates = [replace(c, name=config.spelling.get(c.name, c.name)) for c in candidates if c.name not in excluded]
+    chosen = choose(candidates, config.per_name, config.seed)
+    preset = load_preset(config.preset)
+    shipped = preset_path(config.preset).parent / (preset.assets or "") / "trained.safetensors"
+    captioner = Captioner(build_model(preset, trained or shipped))
     keys = []
     with tqdm(total=len(chosen), desc="memory", unit="img", disable=quiet) as bar:
         for start in range(0, len(chosen), config.batch):
