@@ -15,7 +15,7 @@ from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import Preset, load_preset, preset_path
 from evcap.errors import EvcapError
-from evcap.images import open_image, to_tensor
+from evcap.images import open_image, to_rgb, to_tensor
 from evcap.memory import RetrievedName, VisualNameMemory
 from evcap.weights import fingerprint
 
@@ -45,7 +45,9 @@ class Captioner:
         self.model = model.eval()
         self.preset: Preset = model.preset
         self.encoder_fingerprint = encoder_fingerprint(model)
-        self.memory = memory or VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
+        if memory is None:
+            memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
+        self.memory = memory
         self._tokenize = name_tokenizer()
 
     @classmethod
@@ -135,7 +137,8 @@ class Captioner:
     def patch_tokens(self, images: Sequence[Picture]) -> torch.Tensor:
         """Pictures -> patch tokens (N,P,C) float32 of the frozen tower."""
         vision = self.preset.vision
-        opened = [i.convert("RGB") if isinstance(i, Image.Image) else open_image(i) for i in images]
+        # far larger pictures are shrunk while they are opened, as on the command line
+        opened = [to_rgb(i) if isinstance(i, Image.Image) else open_image(i, 2 * vision.image_size) for i in images]
         with _autocast():
             return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std)).float()
 
