@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -111,16 +110,12 @@ def config_for(recipe: str, output: str, **changes) -> Path:
 
 
 def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
-    """Start a recipe as its docstring says; two processes through `accelerate launch`."""
+    """Start a recipe; several processes through torchrun, as `accelerate launch --cpu` starts only one without MPI."""
     command = [sys.executable]
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        command += ["--num_machines", "1", "--main_process_port", str(port)]
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
-    variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

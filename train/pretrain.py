@@ -179,7 +179,8 @@ def main(
     accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
     torch.manual_seed(config.seed)
     quiet = quiet or not accelerator.is_main_process
-    run = RunFolder(config.output, dataclasses.asdict(config))
+    with accelerator.main_process_first():
+        run = RunFolder(config.output, dataclasses.asdict(config))
     accelerator.init_trackers("tensorboard")
 
     model = build_model(load_preset(config.preset), config.start_from)
@@ -191,10 +192,11 @@ def main(
         val_rows = cached_patches(model, val_records, data, False, quiet)
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
-    embedded = cached_sentences([c for row in captions for c in row[:per_picture]], quiet).view(len(records), per_picture, -1)
-
     words, targets = word_targets(captions)
-    word_texts = cached_sentences(words, quiet)
+    with accelerator.main_process_first():
+        embedded = cached_sentences([c for row in captions for c in row[:per_picture]], quiet)
+        word_texts = cached_sentences(words, quiet)
+    embedded = embedded.view(len(records), per_picture, -1)
 
     model.train()
     model.requires_grad_(False)
@@ -243,6 +245,9 @@ def main(
             accelerator.backward(loss / config.accumulate)
             for name, value in {**losses, "loss": loss}.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / config.accumulate
+        totals = {
+            k: accelerator.reduce(torch.tensor(v, device=accelerator.device), "mean").item() for k, v in totals.items()
+        }
         accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
         optimizer.step()
         scheduler.step()

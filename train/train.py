@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 import typer
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -132,10 +132,15 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+    # the fusion's last feed-forward of the Q positions has no way to the loss
+    uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision="bf16", log_with="tensorboard", project_dir=config.output, kwargs_handlers=[uneven]
+    )
     torch.manual_seed(config.seed)
     quiet = quiet or not accelerator.is_main_process
-    run = RunFolder(config.output, dataclasses.asdict(config))
+    with accelerator.main_process_first():
+        run = RunFolder(config.output, dataclasses.asdict(config))
     accelerator.init_trackers("tensorboard")
 
     preset = load_preset(config.preset)
@@ -201,13 +206,16 @@ def main(
             loss = trainer(*inputs, packed, weights)
             accelerator.backward(loss / config.accumulate)
             totals["loss"] += loss.item() / config.accumulate
+        totals = {
+            k: accelerator.reduce(torch.tensor(v, device=accelerator.device), "mean").item() for k, v in totals.items()
+        }
         accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         bar.update()
         bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
-        accelerator.log(dict(totals), step=step)
+        accelerator.log(totals, step=step)
         last = step + 1 == total_steps
         if not accelerator.is_main_process:
             continue
