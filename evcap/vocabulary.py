@@ -9,8 +9,11 @@ from dataclasses import dataclass
 _DROPPED = str.maketrans(dict.fromkeys("_!,'\"()*#:;~", " "))
 
 IRREGULAR = {
-    "man": "men",
-    "woman": "women",
+    "human": "humans",
+    "ottoman": "ottomans",
+    "shaman": "shamans",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
     "child": "children",
     "person": "persons",
     "foot": "feet",
@@ -42,10 +45,11 @@ def clean_name(name: str) -> str:
 def pluralize(name: str) -> str:
     """English plural of a name's last word: wolf -> wolves, polo shirt -> polo shirts, fireman -> firemen."""
     *first, last = name.split(" ")
-    for singular, plural in IRREGULAR.items():
-        if last == singular or (singular in ("man", "woman") and last.endswith(singular)):
-            return " ".join([*first, last[: len(last) - len(singular)] + plural])
-    if re.search(r"(s|x|z|ch|sh)$", last):
+    if last in IRREGULAR:
+        last = IRREGULAR[last]
+    elif last.endswith("man"):
+        last = last[:-3] + "men"
+    elif re.search(r"(s|x|z|ch|sh)$", last):
         last += "es"
     elif re.search(r"[^aeiou]y$", last):
         last = last[:-1] + "ies"
@@ -70,12 +74,12 @@ class NameFinder:
 
     def __init__(self, names: Iterable[str]):
         self._meaning: dict[str, tuple[str, bool]] = {}
-        cleaned = [clean_name(n) for n in names]
+        cleaned = [c for c in map(clean_name, names) if c]
         for name in cleaned:
             self._meaning.setdefault(pluralize(name), (name, True))
         self._meaning.update({name: (name, False) for name in cleaned})  # "glasses" the name beats glasses the plural
-        forms = sorted((re.escape(form) for form in self._meaning if form), key=len, reverse=True)
-        self._pattern = re.compile(rf"\b(?:{'|'.join(forms)})\b", re.IGNORECASE) if forms else None
+        forms = sorted((re.escape(form) for form in self._meaning), key=len, reverse=True)
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE) if forms else None
 
     def find(self, caption: str) -> list[Match]:
         """Matches in reading order."""
@@ -83,6 +87,7 @@ class NameFinder:
             return []
         found = []
         for hit in self._pattern.finditer(caption):
-            name, plural = self._meaning[hit.group().lower()]
-            found.append(Match(name, hit.start(), hit.end(), hit.group(), plural))
+            meaning = self._meaning.get(hit.group().lower())
+            if meaning:  # else a letter that only `re` takes for another one's capital, such as the long s
+                found.append(Match(meaning[0], hit.start(), hit.end(), hit.group(), meaning[1]))
         return found
