@@ -5,7 +5,7 @@
     names-XXXXXXXX.json         name, source and image of each entry
 
 A save writes a new pair of keys and names and then replaces the manifest, the one file that decides which pair counts: a
-process killed at any moment leaves the old memory or the new one.
+process killed at any moment leaves the old memory or the new one. Its other file, .lock, is what writers wait for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from evcap.errors import EvcapError
 
 FORMAT = 1
 ALWAYS_HASHED = 64 * 2**20  # bytes; larger key files are hashed on request only, to open in well under a second
+OWN_FILE = re.compile(r"keys-[0-9a-f]{8}\.safetensors|names-[0-9a-f]{8}\.json|manifest-[0-9a-f]{8}\.tmp")
 
 
 class MemoryFormatError(EvcapError):
@@ -40,7 +42,7 @@ def write_memory(folder: Path, keys: np.ndarray, columns: dict[str, list[str]], 
     try:
         with _lock(folder):
             manifest = folder / "manifest.json"
-            if known is not None and manifest.exists() and manifest.read_text() != known:
+            if known is not None and manifest.exists() and manifest.read_bytes() != known.encode():
                 raise EvcapError(f"{folder} was changed by another process meanwhile; open it again and repeat the edit")
             return _write_parts(folder, keys, columns, encoder)
     except OSError as error:
@@ -70,15 +72,37 @@ def _write_parts(folder: Path, keys: np.ndarray, columns: dict[str, list[str]], 
     try:
         for name, content in (parts | {temporary: text.encode()}).items():
             _write(folder / name, content)
+        _sync(folder)
         os.replace(folder / temporary, folder / "manifest.json")
     except BaseException:
-        for name in (*parts, temporary):
-            (folder / name).unlink(missing_ok=True)
+        if not _holds(folder, text):  # Ctrl-C can arrive just after the replacement
+            _delete(folder / name for name in (*parts, temporary))
         raise
-    for path in folder.iterdir():  # the pair before this one, and what killed saves left
-        if path.name.startswith(("keys-", "names-", "manifest-")) and path.name not in parts:
-            path.unlink()
+    _sync(folder)
+    # the pair before this one, and what killed saves left
+    _delete(path for path in list(folder.iterdir()) if OWN_FILE.fullmatch(path.name) and path.name not in parts)
     return text
+
+
+def _holds(folder: Path, text: str) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.exists() and manifest.read_bytes() == text.encode()
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # what stays is in nobody's way, and the next save tries again
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Make the folder's entries outlast a power failure, on file systems that can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_memory(folder: Path, encoder: str | None, verify: bool) -> tuple[np.ndarray, dict[str, list[str]], str, str]:
@@ -90,6 +114,8 @@ def read_memory(folder: Path, encoder: str | None, verify: bool) -> tuple[np.nda
         except FileNotFoundError as error:  # a writer may have replaced the pair after the manifest was read
             if attempt == 3 or text == _manifest_text(folder):
                 raise MemoryFormatError(f"{folder}: {Path(error.filename).name} is missing; restore the folder") from None
+        except OSError as error:
+            raise MemoryFormatError(f"cannot read {error.filename}: {error.strerror}") from None
     raise AssertionError("unreachable")
 
 
@@ -104,9 +130,13 @@ def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool):
     told, found = (manifest["entries"], manifest["dim"], manifest["dtype"]), (*keys.shape, str(keys.dtype))
     if told != found:
         raise MemoryFormatError(f"{folder}: the manifest says {told}, the keys are {found}; restore the folder")
-    columns = json.loads(names_file.read_text())
-    lists = [columns.get(c) if isinstance(columns, dict) else None for c in ("names", "sources", "images")]
-    if any(not isinstance(x, list) or len(x) != len(keys) for x in lists):
+    try:
+        columns = json.loads(names_file.read_bytes())
+        lists = [columns[c] for c in ("names", "sources", "images")]
+        complete = all(isinstance(x, list) and len(x) == len(keys) and set(map(type, x)) <= {str} for x in lists)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        complete = False
+    if not complete:
         raise MemoryFormatError(f"{names_file} does not hold a name, source and image for each of {len(keys)} keys")
     return keys, columns, made_by, text
 
@@ -143,13 +173,13 @@ def _parse_manifest(folder: Path, text: str) -> tuple[dict, Path, Path]:
             raise MemoryFormatError(f"{folder} has format {manifest['format']}, this evcap reads {FORMAT}: update evcap")
         if manifest["index"] != "flat" or not isinstance(manifest["encoder"], str):
             raise ValueError
-        names = [n for n in manifest["files"] if Path(n).name == n and {"sha256", "bytes"} <= set(manifest["files"][n])]
+        names = [n for n in manifest["files"] if OWN_FILE.fullmatch(n) and {"sha256", "bytes"} <= set(manifest["files"][n])]
         keys_file = next(n for n in names if n.startswith("keys-"))
         names_file = next(n for n in names if n.startswith("names-"))
         entries, dim, dtype = manifest["entries"], manifest["dim"], manifest["dtype"]
         if not (isinstance(entries, int) and isinstance(dim, int) and dtype in ("float16", "float32")):
             raise ValueError
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, LookupError, TypeError, StopIteration, RecursionError):
         raise MemoryFormatError(f"{folder}/manifest.json is damaged; restore the folder") from None
     return manifest, folder / keys_file, folder / names_file
 
@@ -176,5 +206,5 @@ def _map_keys(path: Path) -> np.ndarray:
         if rows == 0:
             return np.zeros((0, width), dtype)
         return np.memmap(path, dtype, "r", offset=8 + length + told["data_offsets"][0], shape=(rows, width))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise MemoryFormatError(f"{path} is not a safetensors file with keys ({error}); restore the folder") from None
