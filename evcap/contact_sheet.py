@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evcap.images import open_image
+
+BANDS = {"best": "tab:green", "median": "tab:blue", "worst": "tab:red"}
+FRAME = (400, 300)  # pixels of one picture
+COLUMN, CAPTION_LETTERS, SMALL_LETTERS = 4, 35, 44  # width of a column: inches, letters of the caption and of what is below
+
 
 @dataclass(frozen=True)
 class Scored:
-    """One captioned picture with its score (CIDEr, percent), a reference and the names its memory gave."""
+    """One captioned picture with its score (CIDEr, percent), one reference and the names its memory gave."""
 
     path: Path
     caption: str
@@ -19,29 +25,41 @@ class Scored:
     names: list[str]
 
 
-def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 4) -> None:
-    """Write a PNG with the `columns` best, median and worst pictures by score."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    from evcap.images import open_image
-
-    ranked = sorted(rows, key=lambda r: -r.score)
+def choose(rows: Sequence[Scored], columns: int) -> dict[str, list[Scored]]:
+    """The best, median and worst `columns` rows by score, each best first; fewer where rows would appear twice."""
+    ranked = sorted(rows, key=lambda row: -row.score)
     columns = max(1, min(columns, len(ranked) // 3))
-    middle = (len(ranked) - columns) // 2
-    bands = {"best": ranked[:columns], "median": ranked[middle : middle + columns], "worst": ranked[-columns:]}
-    figure, axes = plt.subplots(3, columns, figsize=(3.9 * columns, 14), squeeze=False, layout="constrained")
-    figure.suptitle(title, fontsize=15)
-    for line, (band, chosen) in zip(axes, bands.items(), strict=True):
-        for axis, item in zip(line, chosen, strict=True):
-            axis.imshow(open_image(item.path))
+    starts = {"best": 0, "median": (len(ranked) - columns) // 2, "worst": len(ranked) - columns}
+    return {band: ranked[start : start + columns] for band, start in starts.items()}
+
+
+def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 4) -> None:
+    """Write a PNG, 400 pixels a column, of the `columns` best, median and worst pictures by score with their captions.
+
+    Raises evcap.images.ImageError for a picture that does not open.
+    """
+    from matplotlib.figure import Figure
+    from PIL import ImageOps
+
+    bands = choose(rows, columns)
+    columns = len(bands["best"])
+    figure = Figure(figsize=(COLUMN * columns, 15.5), layout="constrained")
+    figure.suptitle(title, fontsize=17, fontweight="bold", parse_math=False)
+    for part, (band, chosen) in zip(figure.subfigures(3, 1), bands.items(), strict=True):
+        part.supylabel(band, fontsize=16, fontweight="bold", color=BANDS[band])
+        for axis, row in zip(part.subplots(1, columns, squeeze=False)[0], chosen, strict=True):
+            axis.imshow(ImageOps.pad(open_image(row.path, FRAME[0]), FRAME, color="white"))
             axis.set(xticks=[], yticks=[])
-            axis.set_title(textwrap.fill(item.caption, 38), fontsize=11, fontweight="bold", loc="left")
-            below = [f"{band}, CIDEr {item.score:.0f}"]
-            below += textwrap.wrap(f"people say: {item.reference}", 46)[:3]
-            below += textwrap.wrap(f"memory: {', '.join(item.names) or 'no names'}", 46)[:3]
-            axis.set_xlabel("\n".join(below), fontsize=9, loc="left")
+            for spine in axis.spines.values():
+                spine.set(color=BANDS[band], linewidth=2.5)
+            label = {"facecolor": BANDS[band], "edgecolor": "none"}
+            axis.text(10, 14, f"CIDEr {row.score:.0f}", va="top", fontsize=11, color="white", bbox=label)
+            axis.set_title(_wrapped(CAPTION_LETTERS, row.caption), fontsize=13, fontweight="bold", loc="left", parse_math=False)
+            below = _wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
+            axis.set_xlabel(below, fontsize=11, loc="left", parse_math=False)
     figure.savefig(output, dpi=100)
-    plt.close(figure)
+
+
+def _wrapped(letters: int, *texts: str) -> str:
+    lines = [line for text in texts for line in textwrap.wrap(text, letters, max_lines=3, placeholder=" ...")]
+    return "\n".join(lines)
