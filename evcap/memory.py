@@ -97,7 +97,7 @@ class VisualNameMemory:
         kept: dict[str, RetrievedName] = {}
         for query, similarity, entry in zip(queries.tolist(), similarities.tolist(), entries.tolist(), strict=True):
             name = clean_name(self.names[entry])
-            if name not in kept and np.isfinite(similarity):
+            if name not in kept and entry >= 0 and np.isfinite(similarity):  # -1: the index found nothing near a NaN
                 kept[name] = RetrievedName(name, similarity, query)
         return list(kept.values())[:limit]
 
@@ -134,8 +134,8 @@ class VisualNameMemory:
             self._index.add(keys.astype(np.float32))
         self.keys = np.concatenate([self.keys, keys])
         self.names += cleaned
-        self.sources += map(str, sources)
-        self.images += map(str, images)
+        self.sources += [str(source) for source in sources]  # a list: they may be this memory's own
+        self.images += [str(image) for image in images]
 
     def remove(self, name: str) -> int:
         """Drop all entries of a name; returns how many. Raises EvcapError if there is none."""
@@ -162,9 +162,10 @@ class VisualNameMemory:
             raise MemoryFormatError(
                 f"the other memory was made by encoder {other.encoder}, this one by {self.encoder}: rebuild one of them"
             )
-        if len(other):
+        count = len(other)
+        if count:
             self.add(other.keys, other.names, other.sources, other.images)
-        return len(other)
+        return count
 
     @staticmethod
     def _checked(name: str) -> str:
