@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 import typer
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -132,11 +132,7 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    # the fusion's last feed-forward of the Q positions has no way to the loss
-    uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(
-        mixed_precision="bf16", log_with="tensorboard", project_dir=config.output, kwargs_handlers=[uneven]
-    )
+    accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
     torch.manual_seed(config.seed)
     quiet = quiet or not accelerator.is_main_process
     with accelerator.main_process_first():
