@@ -107,16 +107,15 @@ def _sync(folder: Path) -> None:
 
 def read_memory(folder: Path, encoder: str | None, verify: bool) -> tuple[np.ndarray, dict[str, list[str]], str, str]:
     """Mapped keys (M,D), columns, the encoder's fingerprint and the manifest's text. Raises MemoryFormatError."""
-    for attempt in (1, 2, 3):
+    while True:
         text = _manifest_text(folder)
         try:
             return _read_parts(folder, text, encoder, verify)
-        except FileNotFoundError as error:  # a writer may have replaced the pair after the manifest was read
-            if attempt == 3 or text == _manifest_text(folder):
+        except FileNotFoundError as error:
+            if text == _manifest_text(folder):  # else a writer replaced the pair after the manifest was read
                 raise MemoryFormatError(f"{folder}: {Path(error.filename).name} is missing; restore the folder") from None
         except OSError as error:
             raise MemoryFormatError(f"cannot read {error.filename}: {error.strerror}") from None
-    raise AssertionError("unreachable")
 
 
 def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool):
