@@ -3,19 +3,23 @@
     python eval/evaluate.py eval/configs/flickr8k-test.yaml --data DIR
 
 Writes predictions.json (COCO results format), metrics.json and contact_sheet.png into the config's output folder. A run
-that was stopped goes on where it was: captions are kept line by line in captions.jsonl.
+that was stopped goes on where it was: captions are kept line by line in predictions.jsonl.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import random
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,10 +27,13 @@ from tqdm import tqdm
 
 import evcap
 from evcap.config import load_preset, load_yaml, preset_path
+from evcap.console import command
 from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.metrics import per_image_cider, score, spice_is_available
+from evcap.memory import VisualNameMemory
+from evcap.metrics import missing_spice, per_image_cider, score
+from evcap.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -37,46 +44,59 @@ class Config:
     images: str
     output: str
     preset: str = "embedded"
-    memory: str | None = None  # folder; null = the preset's own
+    memory: str | None = None  # null = the preset's own; "empty"; "shuffled" = its own, other names on its keys; or a folder
     beams: int = 5
     min_length: int = 0
     max_length: int = 32
     batch_size: int = 32
-    limit: int = 0  # the first so many pictures; 0 = all
+    limit: int | None = None  # the first so many pictures
+    seed: int = 0  # of the shuffle, the only thing that is drawn
 
 
-def finished_captions(path: Path, settings: dict) -> dict[int, dict]:
-    """Lines of an earlier run with the same settings; a torn last line is dropped."""
+def load_captioner(config: Config):
+    """The captioner with the memory that the config names."""
+    if config.memory not in ("empty", "shuffled"):
+        return evcap.load(config.preset, config.memory)
+    captioner = evcap.load(config.preset)
+    own = captioner.memory
+    if config.memory == "empty":
+        captioner.memory = VisualNameMemory.empty(own.keys.shape[1], own.encoder)
+    else:
+        names = random.Random(config.seed).sample(own.names, len(own.names))
+        captioner.memory = VisualNameMemory(own.keys, names, own.sources, own.images, own.encoder)
+    return captioner
+
+
+def marks(config: Config, captioner) -> dict[str, str]:
+    """Short hashes of what a caption depends on besides the config: the trained tensors and the memory."""
+    assets = preset_path(config.preset).parent / load_preset(config.preset).assets
+    with (assets / "trained.safetensors").open("rb") as file:
+        trained = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    memory = captioner.memory
+    return {"trained": trained, "memory": fingerprint({"keys": torch.tensor(memory.keys)}, {"names": memory.names})}
+
+
+def finished(path: Path, settings: dict) -> dict[int, dict]:
+    """{picture id: row} of an earlier run with the same settings, which stand in the file's first line."""
     if not path.exists():
         return {}
-    lines = path.read_text().splitlines()
-    if not lines or json.loads(lines[0]) != settings:
-        raise EvcapError(f"{path} comes from other settings; delete it or choose another output folder")
-    rows = []
-    for line in lines[1:]:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    path.write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows]))
-    return {row["image_id"]: row for row in rows}
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    if torn:  # the line that was being written when the run was killed
+        with path.open("r+b") as file:
+            file.truncate(len(whole) + 1 if whole else 0)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if lines and lines[0] != settings:
+        different = [key for key in settings if lines[0].get(key) != settings[key]]
+        raise EvcapError(f"{path} was made with other settings ({', '.join(different)}): delete it or choose another output")
+    return {row["image_id"]: row for row in lines[1:]}
 
 
-def trained_sha256(preset: str) -> str:
-    """Which tensors made these captions."""
-    path = preset_path(preset).parent / load_preset(preset).assets / "trained.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def caption_all(config: Config, records: list[CaptionedImage], folder: Path, quiet: bool) -> dict[int, dict]:
-    """{picture id: {image_id, caption, names}} for all records; appended to captions.jsonl batch by batch."""
-    captioner = evcap.load(config.preset, config.memory)
-    settings = {**dataclasses.asdict(config), "trained": trained_sha256(config.preset)}
-    path = folder / "captions.jsonl"
-    done = finished_captions(path, settings)
-    todo = [r for r in records if r.id not in done]
-    with path.open("a") as file, tqdm(total=len(todo), unit="img", disable=quiet) as bar:
-        if not done:
+def caption_all(captioner, config: Config, settings: dict, records: list[CaptionedImage], path: Path, quiet: bool) -> dict:
+    """{picture id: {image_id, caption, names}} for all records, appended to the file at `path` batch by batch."""
+    rows = finished(path, settings)
+    todo = [r for r in records if r.id not in rows]
+    with path.open("a") as file, tqdm(total=len(records), initial=len(rows), unit="img", disable=quiet) as bar:
+        if file.tell() == 0:
             file.write(json.dumps(settings) + "\n")
         for start in range(0, len(todo), config.batch_size):
             batch = todo[start : start + config.batch_size]
@@ -88,12 +108,12 @@ def caption_all(config: Config, records: list[CaptionedImage], folder: Path, qui
                 batch_size=config.batch_size,
             )
             for record, said in zip(batch, captions, strict=True):
-                row = {"image_id": record.id, "caption": said.caption, "names": [n.name for n in said.names]}
-                done[record.id] = row
-                file.write(json.dumps(row) + "\n")
+                names = [n.name for n in said.names]
+                rows[record.id] = {"image_id": record.id, "caption": said.caption, "names": names}
+                file.write(json.dumps(rows[record.id]) + "\n")
             file.flush()
             bar.update(len(batch))
-    return done
+    return rows
 
 
 def main(
@@ -102,35 +122,43 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    records = read_coco_captions(data / config.captions, data / config.images)
-    records = records[: config.limit or len(records)]
+    if min(config.batch_size, config.limit or 1) < 1:
+        raise EvcapError(f"{config_path}: batch_size and limit must be at least 1")
+    records = read_coco_captions(data / config.captions, data / config.images)[: config.limit]
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = caption_all(config, records, folder, quiet)
 
+    captioner = load_captioner(config)
+    made_by = marks(config, captioner)
+    settings = {key: value for key, value in vars(config).items() if key not in ("output", "limit")} | made_by
+    rows = caption_all(captioner, config, settings, records, folder / "predictions.jsonl", quiet)
     predictions = {r.id: rows[r.id]["caption"] for r in records}
     references = {r.id: r.captions for r in records}
-    scores = score(predictions, references)
     results = [{"image_id": key, "caption": caption} for key, caption in predictions.items()]
-    (folder / "predictions.json").write_text(json.dumps(results))
-    about = {"config": dataclasses.asdict(config), "pictures": len(records), "trained": trained_sha256(config.preset)}
-    (folder / "metrics.json").write_text(json.dumps({"scores": scores, **about}, indent=1) + "\n")
-    each = per_image_cider(predictions, references)
-    sheet = [Scored(r.path, rows[r.id]["caption"], each[r.id], r.captions[0], rows[r.id]["names"]) for r in records]
-    draw_contact_sheet(sheet, folder / "contact_sheet.png", f"{config.captions}: CIDEr {scores['CIDEr']:.1f}")
+    (folder / "predictions.json").write_text(json.dumps(results) + "\n")
 
-    table = Table(title=f"{config.captions}, {len(records)} pictures, beam {config.beams}")
-    for name in scores:
-        table.add_column(name, justify="right")
+    scores = score(predictions, references)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "pycocoevalcap")}
+    about = {
+        "scores": scores,
+        "pictures": len(records),
+        "command": shlex.join(["python", *sys.argv]),
+        "config": dataclasses.asdict(config),
+        "fingerprints": made_by,
+        "versions": {"evcap": evcap.__version__, **versions},
+    }
+    (folder / "metrics.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    each = per_image_cider(predictions, references)
+    sheet = [Scored(r.path, predictions[r.id], each[r.id], r.captions[0], rows[r.id]["names"]) for r in records]
+    title = f"{config.captions}: CIDEr {scores['CIDEr']:.1f} over {len(records)} pictures"
+    draw_contact_sheet(sheet, folder / "contact_sheet.png", title)
+
+    table = Table(*scores, title=f"{config.captions}, {len(records)} pictures, beam {config.beams}")
     table.add_row(*(f"{value:.1f}" for value in scores.values()))
     Console().print(table)
-    if not spice_is_available():
-        print("SPICE left out: its CoreNLP models are not installed beside pycocoevalcap", file=sys.stderr)
-    print(f"wrote {folder}/metrics.json, predictions.json, contact_sheet.png")
+    print(missing_spice() or "", f"wrote {folder}/metrics.json, predictions.json, contact_sheet.png", sep="\n")
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
