@@ -5,6 +5,9 @@ one photo, all beams in one batch, and for every token the whole sequence anew. 
 names and prompts are computed once, before, and both sides only decode. The cacheless side runs on a part of the photos,
 for it is slow; rates are captions per second. The sides take turns, and each repeat gives one ratio.
 
+Both find the same captions in float32 (tests/test_search.py). In bfloat16, as timed, their sums round differently, so
+some captions part at a near tie; the share of equal ones is reported.
+
     python bench/decoding.py --images FOLDER
 """
 

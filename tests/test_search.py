@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import tiny_language, tiny_llm
 from torch import nn
 
+from bench.decoding import beams_from_scratch
 from evcap.config import DecodingConfig
 from evcap.search import beam_search, sample
 
@@ -233,6 +234,22 @@ def test_the_language_model_is_left_as_it_was():
     with pytest.raises(RuntimeError):
         ours(llm, prompt[..., :5], mask, 1, DecodingConfig(beams=2, max_length=4))
     assert llm.config._attn_implementation == before
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seed", range(4))
+def test_the_benchmark_compares_like_with_like(seed):
+    """Its cacheless side finds the same captions, so that only the speed differs; here in float32, free of near ties."""
+    language, decoding = tiny_language(seed), DecodingConfig(beams=4, min_length=2, max_length=10)
+    head = nn.Linear(32, language.llm.config.vocab_size)
+    head.weight.copy_(language.llm.lm_head.weight)
+    head.bias.zero_()[language.newline] = 3.0
+    language.llm.lm_head = head
+    torch.manual_seed(seed)
+    prompts = language.prompt(torch.randn(3, 4, 32), [["dog"], [], ["cat", "bus"]])
+    found = beam_search(language.llm, prompts.embeddings, prompts.mask, language.newline, 1, decoding)
+    for (row,), embeddings, mask in zip(found, prompts.embeddings, prompts.mask, strict=True):
+        assert beams_from_scratch(language, embeddings[mask], decoding) == row
 
 
 def test_decode_gives_the_text_of_the_search():
