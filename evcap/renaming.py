@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
 from evcap.vocabulary import NameFinder, clean_name, pluralize
@@ -37,12 +38,15 @@ class Renamer:
         return [table.get(n, n) for n in names], [self.replace(c, table) for c in captions]
 
     def replace(self, caption: str, table: dict[str, str]) -> str:
-        """The caption with the table's names replaced, in number, and the sentence's capital kept."""
+        """The caption with the table's names replaced, in number and with their article, and the sentence's capital kept."""
         pieces, place = [], 0
         for match in self._finder.find(caption):
             if match.name in table:
                 word = table[match.name]
-                pieces += [caption[place : match.start], pluralize(word) if match.plural else word]
+                before = caption[place : match.start]
+                if not match.plural:
+                    before = re.sub(r"\b([Aa])n? $", r"\1n " if word[0] in "aeiou" else r"\1 ", before)
+                pieces += [before, pluralize(word) if match.plural else word]
                 place = match.end
         text = "".join(pieces) + caption[place:]
         return text[:1].upper() + text[1:]
