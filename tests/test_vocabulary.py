@@ -52,6 +52,14 @@ def test_cleaning_twice_changes_nothing_more(name):
         ("potato", "potatoes"),
         ("sheep", "sheep"),
         ("ox", "oxen"),
+        ("fox", "foxes"),
+        ("steak knife", "steak knives"),
+        ("pocketknife", "pocketknives"),
+        ("mongoose", "mongooses"),
+        ("people", "people"),
+        ("lens", "lenses"),
+        ("sunglasses", "sunglasses"),
+        ("sweat pants", "sweat pants"),
     ],
 )
 def test_pluralize(singular, plural):
@@ -83,6 +91,11 @@ def test_names_without_letters_find_nothing():
 
 def test_letters_that_only_look_like_capitals_do_no_harm():
     assert NameFinder(["kiss", "pin"]).find("a ki\u017f\u017f and a p\u0130n") == []
+
+
+def test_people_are_no_plural_of_person():
+    assert [m.surface for m in NameFinder(["person"]).find("People and a person, persons")] == ["person", "persons"]
+    assert [(m.name, m.plural) for m in NameFinder(["people"]).find("Two people")] == [("people", False)]
 
 
 CAPTIONS = st.lists(st.sampled_from([*WORDS, *map(pluralize, WORDS), *map(str.upper, WORDS), "a", ",", "hot", "é"]))
