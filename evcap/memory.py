@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,17 @@ class RetrievedName:
     query: int
 
 
+def _array(values) -> np.ndarray:
+    """The array of an array or of a tensor on any device; bfloat16, which numpy lacks, becomes float32."""
+    if hasattr(values, "detach"):  # told by its manner: importing torch would cost a second
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+    return np.asarray(values)
+
+
 def _unit(keys) -> np.ndarray:
-    keys = np.asarray(keys)
+    keys = _array(keys)
     if keys.ndim != 2 or not np.issubdtype(keys.dtype, np.floating):
         raise EvcapError(f"keys must be a floating array (M,D), got {keys.dtype} {keys.shape}")
     wide = keys.astype(np.float32)
@@ -40,21 +50,24 @@ class VisualNameMemory:
     """M entries: keys (M,D), names, sources and images (lists of M strings), and the fingerprint of their encoder."""
 
     def __init__(self, keys: np.ndarray, names: list[str], sources: list[str], images: list[str], encoder: str):
-        self.keys, self.names, self.sources, self.images, self.encoder = keys, names, sources, images, encoder
+        self.keys, self.encoder = keys, encoder
+        self.names, self.sources, self.images = list(names), list(sources), list(images)  # own: two may share a source
         self._index = None
+        self._room: np.ndarray | None = None  # of which keys are the first rows, once entries were added
         self._opened_from: tuple[Path, str] | None = None  # folder and manifest text, to notice another writer
 
     @classmethod
     def build(cls, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str], encoder: str):
         """New memory from keys (M,D), which are normalised here. Raises EvcapError for unequal counts or empty names."""
-        memory = cls.empty(np.asarray(keys).shape[-1], encoder, np.asarray(keys).dtype)
+        keys = _array(keys)
+        memory = cls.empty(keys.shape[-1], encoder, keys.dtype)
         memory.add(keys, names, sources, images)
         return memory
 
     @classmethod
     def empty(cls, dim: int, encoder: str, dtype=np.float16):
-        """A memory without entries."""
-        return cls(np.zeros((0, dim), dtype if dtype == np.float32 else np.float16), [], [], [], encoder)
+        """A memory without entries. Keys will be float16 if dtype is, else float32."""
+        return cls(np.zeros((0, dim), np.float16 if dtype == np.float16 else np.float32), [], [], [], encoder)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +87,7 @@ class VisualNameMemory:
         stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the first `limit` returned.
         exclude: for each picture an image whose entries it must not find, so that training pictures do not find themselves.
         """
-        queries = np.asarray(queries, dtype=np.float32)
+        queries = _array(queries).astype(np.float32, copy=False)
         if queries.ndim != 3 or queries.shape[2] != self.keys.shape[1]:
             raise EvcapError(f"queries must be (B,Q,{self.keys.shape[1]}), got {queries.shape}")
         batch, count, dim = queries.shape
@@ -132,13 +145,22 @@ class VisualNameMemory:
         keys = keys.astype(self.keys.dtype)
         if self._index is not None:
             self._index.add(keys.astype(np.float32))
-        self.keys = np.concatenate([self.keys, keys])
+        self._append(keys)
         self.names += cleaned
         self.sources += [str(source) for source in sources]  # a list: they may be this memory's own
         self.images += [str(image) for image in images]
 
+    def _append(self, keys: np.ndarray) -> None:
+        """Rows behind the keys, in room that doubles: adding one at a time copies each key a few times, not each time."""
+        count = len(self.keys) + len(keys)
+        if self._room is None or self.keys.base is not self._room or len(self._room) < count:
+            self._room = np.empty((max(count, 2 * len(self.keys)), keys.shape[1]), keys.dtype)
+            self._room[: len(self.keys)] = self.keys
+        self._room[len(self.keys) : count] = keys
+        self.keys = self._room[:count]
+
     def remove(self, name: str) -> int:
-        """Drop all entries of a name; returns how many. Raises EvcapError if there is none."""
+        """Drop all entries of a name; returns how many. Raises EvcapError, with the names that come near, for none."""
         name = self._present(name)
         stay = [i for i, n in enumerate(self.names) if n != name]
         removed = len(self) - len(stay)
@@ -177,7 +199,9 @@ class VisualNameMemory:
     def _present(self, name: str) -> str:
         cleaned = clean_name(name)
         if cleaned not in self.names:
-            raise EvcapError(f"the memory holds no entry '{name}'")
+            near = difflib.get_close_matches(cleaned, set(self.names), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"
+            raise EvcapError(f"the memory holds no entry '{name}'; {hint}")
         return cleaned
 
     # -- on disk

@@ -171,6 +171,43 @@ def test_merge_refuses_another_encoder():
         VisualNameMemory.empty(4, "e").merge(VisualNameMemory.empty(4, "f"))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_tensors_are_taken_as_arrays_are(dtype):
+    torch = pytest.importorskip("torch")
+    keys = torch.eye(4, dtype=getattr(torch, dtype), requires_grad=True)
+    memory = VisualNameMemory.build(keys, list("abcd"), ["s"] * 4, ["x.jpg"] * 4, "e")
+    assert memory.keys.dtype == (np.float16 if dtype == "float16" else np.float32)
+    assert [hit.name for hit in memory.search(keys[None, 2:3])[0][:1]] == ["c"]
+
+
+def test_entries_added_one_at_a_time_do_not_copy_all_keys_each_time():
+    memory, rooms = VisualNameMemory.empty(4, "e"), set()
+    for i in range(300):
+        memory.add(np.ones((1, 4)), [f"n{i}"], ["s"], ["x.jpg"])
+        rooms.add(memory.keys.ctypes.data)
+    assert len(memory.keys) == 300 and len(rooms) < 15
+
+
+def test_a_memory_made_of_parts_of_another_leaves_that_one_alone():
+    one = VisualNameMemory.build(np.eye(2), ["a", "b"], ["s", "t"], ["x.jpg", "y.jpg"], "e")
+    one.add(np.ones((1, 2)), ["c"], ["u"], ["z.jpg"])  # its keys have room behind them
+    two = VisualNameMemory(one.keys, ["d", "e", "f"], one.sources, one.images, "e")
+    two.add(np.eye(2)[:1], ["two"], ["s"], ["x.jpg"])
+    one.add(np.eye(2)[1:], ["one"], ["s"], ["y.jpg"])
+    assert (one.names, one.sources, len(one.images)) == (["a", "b", "c", "one"], list("stus"), 4)
+    assert two.names == ["d", "e", "f", "two"]
+    assert one.keys[3].tolist() == [0, 1] and two.keys[3].tolist() == [1, 0]
+
+
+def test_an_absent_name_is_told_with_those_that_come_near():
+    memory = VisualNameMemory.build(np.eye(2), ["fire hydrant", "dog"], ["s"] * 2, ["x.jpg"] * 2, "e")
+    for edit in (lambda name: memory.remove(name), lambda name: memory.rename(name, "x")):
+        with pytest.raises(EvcapError, match="no entry 'fire hydrnt'; did you mean fire hydrant"):
+            edit("fire hydrnt")
+        with pytest.raises(EvcapError, match="no entry 'qqq'; `evcap memory list`"):
+            edit("qqq")
+
+
 # -- edits
 
 SAID = st.sampled_from(["dog", "Dog", "polo_shirt", "polo shirt", "cat", "fire hydrant"])
