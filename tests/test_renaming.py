@@ -52,7 +52,7 @@ def test_list_and_captions_change_together(renamer):
         ("Two men by fire hydrants", {"man": "pirate", "fire hydrant": "stop sign"}, "Two pirates by stop signs"),
         ("A dogged doggy's hotdog", {"dog": "wolf"}, "A dogged doggy's hotdog"),  # whole words only
         ("The dog's bus", {"dog": "wolf", "bus": "fly"}, "The wolf's fly"),
-        ("A dog and an owl", {"dog": "elephant", "owl": "bus"}, "An elephant and a bus"),
+        ("A dog by a bus", {"dog": "elephant", "bus": "wolf"}, "An elephant by a wolf"),
         ("Nothing here", {"dog": "wolf"}, "Nothing here"),
         ("", {"dog": "wolf"}, ""),
     ],
