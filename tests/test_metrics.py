@@ -1,0 +1,172 @@
+"""Scores against pycocoevalcap called directly and against values worked out by hand; Java that is absent or dies."""
+
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from evcap import metrics
+from evcap.errors import EvcapError
+from evcap.metrics import cider, missing_spice, per_image_cider, score, tokenize
+
+REFERENCES = {
+    12: ["A man's dog runs, fast (very fast), on grass.", "The dog is running on a lawn"],
+    5: ["Two children play football.", "Kids in red T-shirts kick a ball!", "Some boys playing"],
+    9: ["an aeroplane over mountains"],
+    1: ["Une fille à la plage", "naïve “girl” – beach"],
+}
+PREDICTIONS = {5: "two boys play football", 12: "A brown dog running on the grass.", 9: "a boat on a lake", 1: "a girl 😀"}
+
+
+def directly() -> tuple[dict[str, float], dict[int, float]]:
+    """All scores, and CIDEr of each picture, as pycocoevalcap's own classes give them."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({k: [{"caption": c} for c in REFERENCES[k]] for k in PREDICTIONS})
+    said = tokenizer.tokenize({k: [{"caption": c}] for k, c in PREDICTIONS.items()})
+    scores = {f"BLEU-{n}": value for n, value in enumerate(Bleu(4).compute_score(truth, said, verbose=0)[0], 1)}
+    meteor = Meteor()
+    scores |= {"METEOR": meteor.compute_score(truth, said)[0], "ROUGE-L": Rouge().compute_score(truth, said)[0]}
+    scores["CIDEr"], each = Cider().compute_score(truth, said)
+    return {k: 100 * v for k, v in scores.items()}, dict(zip(PREDICTIONS, 100 * each, strict=True))
+
+
+def test_scores_are_those_of_pycocoevalcap(capfd, monkeypatch):
+    from pycocoevalcap.meteor import meteor
+
+    started = []
+    original = meteor.Meteor.__init__
+    monkeypatch.setattr(meteor.Meteor, "__init__", lambda self: (original(self), started.append(self.meteor_p))[0])
+    scores = score(PREDICTIONS, REFERENCES)
+    assert started[0].returncode is not None and started[0].stdin.closed and started[0].stdout.closed
+    assert capfd.readouterr() == ("", "")  # neither the scorers nor Java say anything
+
+    expected, each = directly()
+    assert scores == pytest.approx(expected, abs=1e-9)
+    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+    assert per_image_cider(PREDICTIONS, REFERENCES) == pytest.approx(each, abs=1e-9)
+    assert cider(PREDICTIONS, REFERENCES) == pytest.approx(expected["CIDEr"], abs=1e-9)
+
+
+@pytest.fixture
+def without_meteor(monkeypatch):
+    """METEOR starts slowly and has no closed form."""
+    monkeypatch.setattr(metrics, "_meteor", lambda truth, said: 0.0)
+
+
+def test_equal_and_disjoint_captions(without_meteor):
+    truth = {1: ["a brown dog runs on grass"], 2: ["two boats lie in the harbor"]}
+    same = score({1: "A brown dog runs on grass.", 2: "Two boats lie in the harbor!"}, truth)
+    assert [same[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx([100] * 4, abs=1e-5)
+    assert same["ROUGE-L"] == pytest.approx(100)
+    assert same["CIDEr"] == pytest.approx(1000)  # ten times a cosine of 1
+    swapped = score({1: truth[2][0], 2: truth[1][0]}, truth)
+    assert [swapped[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx([0] * 4, abs=1e-5)
+    assert swapped["ROUGE-L"] == swapped["CIDEr"] == 0
+
+
+def test_bleu_by_hand(without_meteor):
+    """3 of 4 words and 1 of 3 pairs are right; two words of a reference of four pay exp(1 - 4/2)."""
+    scores = score({1: "red dogs run home"}, {1: ["red dogs walk home", "a cat"]})
+    assert scores["BLEU-1"] == pytest.approx(75, abs=1e-5)
+    assert scores["BLEU-2"] == pytest.approx(100 * math.sqrt(3 / 4 * 1 / 3), abs=1e-5)
+    assert score({1: "red dogs"}, {1: ["red dogs run home"]})["BLEU-1"] == pytest.approx(100 * math.exp(-1), abs=1e-5)
+
+
+def test_cider_by_hand():
+    """One of two words agrees, all equally rare: cosine 1/2 for words, 0 for pairs, triples and quadruples."""
+    each = per_image_cider({8: "red dog", 4: "blue boat"}, {4: ["blue boat"], 8: ["red cat"], 99: ["not scored"]})
+    assert each == pytest.approx({8: 10 * 100 * (1 / 2) / 4, 4: 10 * 100 * (1 + 1) / 4})
+
+
+def test_captions_that_shift_lines_or_vanish():
+    predictions = {1: "", 2: "a\ndog\u2028runs\r\n", 3: "...", 4: "😀", 5: "a cat"}
+    references = {key: ["one", "\n", "two three"] for key in predictions}
+    truth, said = tokenize(predictions, references)
+    assert said == {1: [""], 2: ["a dog runs"], 3: [""], 4: [""], 5: ["a cat"]}
+    assert truth == {key: ["one", "", "two three"] for key in predictions}
+
+
+def test_what_cannot_be_scored(monkeypatch):
+    with pytest.raises(EvcapError, match="no predictions"):
+        score({}, {1: ["a dog"]})
+    with pytest.raises(EvcapError, match="2 predictions have no reference caption, the first is for picture 2"):
+        cider({1: "a", 2: "b", 3: "c"}, {1: ["a"], 2: []})
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EvcapError, match="scoring needs Java"):
+        cider({1: "a"}, {1: ["a"]})
+
+
+@pytest.fixture
+def broken_java(tmp_path, monkeypatch):
+    """Put a `java` first on the PATH that fails when one of its arguments contains the given word."""
+
+    def install(word: str) -> None:
+        program = tmp_path / "java"
+        program.write_text(
+            f'#!/bin/sh\ncase "$*" in *{word}*) echo starting >&2; echo "no room for the heap" >&2; exit 1;; esac\n'
+            f'exec "{shutil.which("java")}" "$@"\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
+def test_tokenizer_that_dies(broken_java):
+    broken_java("PTBTokenizer")
+    with pytest.raises(EvcapError, match="^the PTB tokenizer failed in Java: no room for the heap$"):
+        cider({1: "a"}, {1: ["a"]})
+
+
+def test_meteor_that_dies(broken_java):
+    """Its class would wait for ever when it is deleted."""
+    broken_java("meteor")
+    with pytest.raises(EvcapError, match="^METEOR failed in Java: no room for the heap$"):
+        score({1: "a"}, {1: ["a"]})
+
+
+@pytest.fixture
+def spice_models(tmp_path, monkeypatch):
+    """Folder where SPICE's models are looked for, with both files in it."""
+    from pycocoevalcap.spice import get_stanford_models as where
+
+    monkeypatch.setattr(where, "SPICEDIR", str(tmp_path))
+    (tmp_path / where.SPICELIB).mkdir()
+    files = [tmp_path / where.SPICELIB / f"{where.JAR}{end}" for end in (".jar", "-models.jar")]
+    for file in files:
+        file.touch()
+    return files
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_spice_is_left_out_without_its_models(spice_models: list[Path], without_meteor, absent):
+    spice_models[absent].unlink()
+    assert spice_models[absent].name in missing_spice() and spice_models[1 - absent].name not in missing_spice().split()
+    assert "SPICE" not in score({1: "a dog"}, {1: ["a dog"]})
+
+
+def test_spice_with_its_models(spice_models, without_meteor, monkeypatch):
+    from pycocoevalcap.spice.spice import Spice
+
+    monkeypatch.setattr(Spice, "__init__", lambda self: None)
+    monkeypatch.setattr(Spice, "compute_score", lambda self, truth, said: (0.25, []))
+    assert missing_spice() is None
+    assert score({1: "a dog"}, {1: ["a dog"]})["SPICE"] == 25
+    assert "SPICE" not in score({1: "a dog"}, {1: ["a dog"]}, spice=False)
+
+    def fail(self, truth, said):
+        raise subprocess.CalledProcessError(1, "java")
+
+    monkeypatch.setattr(Spice, "compute_score", fail)
+    with pytest.warns(UserWarning, match="SPICE is left out"):
+        scores = score({1: "a dog"}, {1: ["a dog"]})
+    assert "SPICE" not in scores and scores["ROUGE-L"] == 100
