@@ -1,11 +1,13 @@
 """Does the captioner listen to its memory? Two experiments on one COCO-format set.
 
-1. Scores with the shipped memory, with an empty one, and with the names shuffled over the entries.
-2. Rename test: of the names said most often, rename the entries (dog -> wolf) and count how often the caption follows.
+1. Scores with the memory as it is, with an empty one, and with its names shuffled over its entries.
+2. Rename test: of the names said most often, one after the other, rename the entries (dog -> wolf), caption the pictures
+   again whose caption said the name, and count how many captions now say the new one.
 
-    python eval/memory_matters.py eval/configs/memory-matters.yaml --data DIR
+    python eval/memory_matters.py eval/configs/memory-matters.yaml --data DIR [--preset NAME]
 
-Query features do not depend on the memory: they are computed once. Writes results.json, results.md and rename.png.
+Query features do not depend on the memory: they are computed once. Writes results.json, results.md and memory_matters.png
+into the folder of the preset's name below the config's output folder.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shlex
+import statistics
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +25,18 @@ from typing import Annotated
 
 import torch
 import typer
+from tqdm import tqdm
 
 import evcap
 from evcap.config import load_yaml
+from evcap.console import command
 from evcap.datasets import read_coco_captions
-from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
-from evcap.metrics import score
+from evcap.metrics import per_image_cider, score
 from evcap.predictor import Caption, Captioner
-from evcap.vocabulary import NameFinder
+from evcap.vocabulary import NameFinder, clean_name
+
+OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
 
 
 @dataclass(frozen=True)
@@ -38,135 +46,197 @@ class Config:
     captions: str
     images: str
     output: str
-    renames: dict[str, str]  # what a name becomes; the most often said names are looked up here
+    renames: dict[str, str]  # what a name becomes; the names said most often are looked up here
     preset: str = "embedded"
-    memory: str | None = None
+    memory: str | None = None  # folder; null = the preset's own
     count: int = 15  # names renamed, one at a time
     beams: int = 5
     batch_size: int = 32
-    limit: int = 0
-    seed: int = 0
+    limit: int | None = None  # the first so many pictures
+    seed: int = 0  # of the shuffle
 
 
-def changed(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
-    """A copy of the memory with other names on the same keys."""
+def with_names(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
+    """The memory's keys under other names."""
     return VisualNameMemory(memory.keys, names, memory.sources, memory.images, memory.encoder)
 
 
-def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Config) -> list[Caption]:
+def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Config, title: str):
+    """Captions of N pictures from their query features (N,32,W) with another memory in place: list[Caption]."""
     captioner.memory = memory
-    return captioner.caption_features(queries, beams=config.beams, batch_size=config.batch_size)
+    captions = []
+    with tqdm(total=len(queries), desc=title, unit="img", leave=False, disable=None) as bar:
+        for batch in queries.split(config.batch_size):
+            captions += captioner.caption_features(batch, beams=config.beams, batch_size=config.batch_size)
+            bar.update(len(batch))
+    return captions
 
 
-def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before: list[Caption], config: Config) -> dict:
-    """Per name: pictures whose caption said it, how many then say the substitute, how many still say the old name."""
+def frequent_names(said: Counter, memory: VisualNameMemory, config: Config) -> tuple[list[str], dict[str, str]]:
+    """The `count` names said most often that can be renamed, and why more frequent ones cannot."""
+    chosen, passed_over = [], {}
+    for name, _ in said.most_common():
+        if len(chosen) == config.count:
+            break
+        if name not in config.renames:
+            passed_over[name] = "has no substitute in the config"
+        elif clean_name(config.renames[name]) in memory.counts():
+            passed_over[name] = f"its substitute '{config.renames[name]}' stands in the memory already"
+        else:
+            chosen.append(name)
+    return chosen, passed_over
+
+
+def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before: list[Caption], config: Config):
+    """Per renamed name, counts over the pictures whose caption said it; and the names passed over, with reasons.
+
+    follows: the caption says the new name and did not before; keeps: it says the old one only; neither: the rest.
+    """
     finder = NameFinder(memory.counts())
-    said = Counter(name for c in before for name in {m.name for m in finder.find(c.caption)})
-    frequent = [name for name, _ in said.most_common() if name in config.renames][: config.count]
+    said_before = [{m.name for m in finder.find(c.caption)} for c in before]
+    chosen, passed_over = frequent_names(Counter(name for said in said_before for name in said), memory, config)
     results = {}
-    for old in frequent:
-        new = config.renames[old]
-        if new in memory.counts():
-            raise EvcapError(f"'{new}' stands in the memory already; choose another substitute for '{old}'")
-        pictures = [i for i, c in enumerate(before) if any(m.name == old for m in finder.find(c.caption))]
-        renamed = changed(memory, [new if n == old else n for n in memory.names])
-        after = caption_with(captioner, renamed, queries[pictures], config)
-        looks = NameFinder([old, new])
-        mentions = [{m.name for m in looks.find(c.caption)} for c in after]
-        retrieved = [old in {n.name for n in before[i].names} for i in pictures]
-        results[old] = {
-            "new": new,
-            "said": len(pictures),
-            "retrieved": sum(retrieved),
-            "follows": sum(new in m for m in mentions),
-            "follows_when_retrieved": sum(new in m for m, r in zip(mentions, retrieved, strict=True) if r),
-            "keeps_old": sum(old in m and new not in m for m in mentions),
-            "example": {"before": before[pictures[0]].caption, "after": after[0].caption},
-        }
-    return results
+    for old in chosen:
+        new = clean_name(config.renames[old])
+        pictures = [i for i, said in enumerate(said_before) if old in said]
+        renamed = with_names(memory, [new if name == old else name for name in memory.names])
+        after = caption_with(captioner, renamed, queries[pictures], config, f"{old} -> {new}")
+        finder_after = NameFinder([*memory.counts(), new])
+        counts = Counter()
+        for i, caption in zip(pictures, after, strict=True):
+            said = {m.name for m in finder_after.find(caption.caption)}
+            said_new_before = any(m.name == new for m in finder_after.find(before[i].caption))
+            outcome = "follows" if new in said and not said_new_before else "keeps" if old in said else "neither"
+            retrieved = old in {n.name for n in before[i].names}
+            counts.update({outcome: 1, f"{outcome}_retrieved": retrieved, "retrieved": retrieved})
+        row = {key: counts[key] for key in ("retrieved", *OUTCOMES, *(f"{o}_retrieved" for o in OUTCOMES))}
+        example = {"before": before[pictures[0]].caption, "after": after[0].caption}
+        results[old] = {"new": new, "said": len(pictures), **row, "example": example}
+        print(f"{old} -> {new}: {row['follows']} of {len(pictures)} follow, {row['keeps']} keep", flush=True)
+    return results, passed_over
 
 
-def overall(results: dict) -> dict[str, float]:
-    """Rates in percent over all pictures of all names."""
+def rates(results: dict) -> dict[str, float]:
+    """Percent over all pictures of all names, and the mean of the names' own rates."""
     total = Counter()
     for row in results.values():
-        total.update({k: v for k, v in row.items() if isinstance(v, int)})
+        total.update({key: value for key, value in row.items() if isinstance(value, int)})
     return {
         "follows": 100 * total["follows"] / max(total["said"], 1),
-        "follows_when_retrieved": 100 * total["follows_when_retrieved"] / max(total["retrieved"], 1),
+        "follows_when_retrieved": 100 * total["follows_retrieved"] / max(total["retrieved"], 1),
+        "keeps": 100 * total["keeps"] / max(total["said"], 1),
         "retrieved": 100 * total["retrieved"] / max(total["said"], 1),
-        "mean_over_names": sum(100 * r["follows"] / r["said"] for r in results.values()) / max(len(results), 1),
+        "mean_over_names": statistics.fmean([100 * r["follows"] / r["said"] for r in results.values()] or [0]),
     }
 
 
-def draw(results: dict, path: Path) -> None:
-    """Bars: share of captions that follow each renaming."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 0.36 * len(results) + 1.4), layout="constrained")
-    labels = [f"{old} → {r['new']} ({r['said']})" for old, r in results.items()]
-    axis.barh(labels, [100 * r["follows"] / r["said"] for r in results.values()], color="tab:green")
-    axis.invert_yaxis()
-    axis.axvline(50, color="grey", linewidth=0.8, linestyle=":")
-    axis.set(xlim=(0, 100), xlabel="% of captions that say the new name after the memory's entries were renamed")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def paired_difference(each: dict[int, float], base: dict[int, float]) -> dict[str, float]:
+    """Mean of the pictures' differences in CIDEr and its standard error."""
+    differences = [each[key] - base[key] for key in base]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return {"CIDEr difference": statistics.fmean(differences), "standard error": error}
 
 
-def markdown(scores: dict, results: dict, rates: dict) -> str:
+def draw(scores: dict, differences: dict, results: dict, path: Path) -> None:
+    """Left: CIDEr with each memory. Right: what captions say after each renaming."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 1.8 + 0.32 * max(len(results), 6)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.4))
+    bars = left.bar(list(scores), [row["CIDEr"] for row in scores.values()], color=["tab:green", "silver", "tab:orange"])
+    left.bar_label(bars, fmt="%.1f", label_type="center", fontweight="bold")
+    left.errorbar(
+        list(differences),
+        [scores[name]["CIDEr"] for name in differences],
+        [row["standard error"] for row in differences.values()],
+        fmt="none",
+        color="black",
+        capsize=4,
+    )
+    left.set(ylabel="CIDEr", title="by memory; error of the paired difference")
+    labels = [f"{old} → {row['new']} ({row['said']})" for old, row in results.items()]
+    start = [0.0] * len(results)
+    words = {"follows": "new name", "neither": "neither", "keeps": "old name only"}
+    for outcome, colour in OUTCOMES.items():
+        shares = [100 * row[outcome] / row["said"] for row in results.values()]
+        right.barh(labels, shares, left=start, color=colour, label=words[outcome])
+        start = [a + b for a, b in zip(start, shares, strict=True)]
+    right.axvline(50, color="black", linewidth=0.8, linestyle=":")
+    right.invert_yaxis()
+    right.set(xlim=(0, 100), xlabel="% of the captions that said the name (their number)", title="said after renaming")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=3, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def markdown(scores: dict, differences: dict, results: dict, overall: dict) -> str:
     metrics = list(next(iter(scores.values())))
-    lines = ["| memory | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[m]:.1f}" for m in metrics) + " |" for name, row in scores.items()]
-    lines += ["", "| renamed | captions that said it | follow | when it was retrieved |", "|---|---|---|---|"]
+    lines = [f"| memory | {' | '.join(metrics)} | CIDEr difference ± standard error |", "|---" * (len(metrics) + 2) + "|"]
+    for name, row in scores.items():
+        d = differences.get(name)
+        cell = f"{d['CIDEr difference']:+.1f} ± {d['standard error']:.1f}" if d else ""
+        lines.append(f"| {name} | {' | '.join(f'{row[m]:.1f}' for m in metrics)} | {cell} |")
+    lines += ["", "| renamed | captions that said it | say the new name | the old name only | new, where it was retrieved |"]
+    lines.append("|---" * 5 + "|")
     for old, r in results.items():
-        lines.append(
-            f"| {old} → {r['new']} | {r['said']} | {100 * r['follows'] / r['said']:.0f} % "
-            f"| {r['follows_when_retrieved']} of {r['retrieved']} |"
-        )
-    lines.append(f"| all | | {rates['follows']:.0f} % | {rates['follows_when_retrieved']:.0f} % |")
+        share, kept = 100 * r["follows"] / r["said"], 100 * r["keeps"] / r["said"]
+        when = f"{r['follows_retrieved']} of {r['retrieved']}"
+        lines.append(f"| {old} → {r['new']} | {r['said']} | {share:.0f} % | {kept:.0f} % | {when} |")
+    said, when = sum(r["said"] for r in results.values()), overall["follows_when_retrieved"]
+    lines.append(f"| all | {said} | {overall['follows']:.0f} % | {overall['keeps']:.0f} % | {when:.0f} % |")
     return "\n".join(lines) + "\n"
 
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
     data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+    preset: Annotated[str | None, typer.Option(help="Another preset than the config's: a name or a YAML file.")] = None,
 ) -> None:
     config = load_yaml(config_path, Config)
-    records = read_coco_captions(data / config.captions, data / config.images)
-    records = records[: config.limit or len(records)]
+    config = dataclasses.replace(config, preset=preset or config.preset)
+    records = read_coco_captions(data / config.captions, data / config.images)[: config.limit]
     references = {i: r.captions for i, r in enumerate(records)}
     captioner = evcap.load(config.preset, config.memory)
-    shipped = captioner.memory
-    shuffled = random.Random(config.seed).sample(shipped.names, len(shipped))
+    folder = Path(config.output) / captioner.preset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    own = captioner.memory
     variants = {
-        "as shipped": shipped,
-        "empty": VisualNameMemory.empty(shipped.keys.shape[1], shipped.encoder),
-        "names shuffled": changed(shipped, shuffled),
+        "as it is": own,
+        "empty": VisualNameMemory.empty(own.keys.shape[1], own.encoder),
+        "names shuffled": with_names(own, random.Random(config.seed).sample(own.names, len(own))),
     }
     queries = captioner.query_features([r.path for r in records], config.batch_size)
-    scores, before = {}, []
-    for name, memory in variants.items():
-        captions = caption_with(captioner, memory, queries, config)
-        before = before or captions
-        scores[name] = score({i: c.caption for i, c in enumerate(captions)}, references, spice=False)
-        print(name, {k: round(v, 1) for k, v in scores[name].items()}, flush=True)
-    results = rename_test(captioner, shipped, queries, before, config)
-    rates = overall(results)
-    print("rename", {k: round(v, 1) for k, v in rates.items()})
 
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {"config": dataclasses.asdict(config), "pictures": len(records), "scores": scores, "renames": results}
-    (folder / "results.json").write_text(json.dumps({**report, "rates": rates}, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(scores, results, rates))
-    draw(results, folder / "rename.png")
+    captions, scores, each = {}, {}, {}
+    for name, memory in variants.items():
+        captions[name] = caption_with(captioner, memory, queries, config, name)
+        predictions = {i: c.caption for i, c in enumerate(captions[name])}
+        scores[name] = score(predictions, references, spice=False)
+        each[name] = per_image_cider(predictions, references)
+        print(f"memory {name}:", ", ".join(f"{metric} {value:.1f}" for metric, value in scores[name].items()), flush=True)
+    differences = {name: paired_difference(each[name], each["as it is"]) for name in ("empty", "names shuffled")}
+    results, passed_over = rename_test(captioner, own, queries, captions["as it is"], config)
+    overall = rates(results)
+    for name, reason in passed_over.items():
+        print(f"passed over: {name} {reason}")
+
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "config": dataclasses.asdict(config),
+        "pictures": len(records),
+        "names_in_prompt": captioner.preset.language.names_in_prompt,
+        "scores": scores,
+        "against_as_it_is": differences,
+        "renames": results,
+        "rates": overall,
+        "passed_over": passed_over,
+    }
+    (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "results.md").write_text(markdown(scores, differences, results, overall))
+    draw(scores, differences, results, folder / "memory_matters.png")
+    print(
+        f"{overall['follows']:.1f} % of captions follow a renaming; wrote {folder}/results.json, results.md, memory_matters.png"
+    )
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
