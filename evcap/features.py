@@ -93,7 +93,8 @@ def cached_queries(
 
     @torch.inference_mode()
     def compute(start: int, stop: int) -> torch.Tensor:
-        return model.query_features(torch.from_numpy(patches[start:stop]).float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # captioning itself keeps float32 here
+            return model.query_features(torch.from_numpy(patches[start:stop]).float())
 
     title = "query features" + (", mirrored" if mirrored else "")
     with tqdm(total=len(records), desc=title, unit="img", disable=quiet) as bar:
