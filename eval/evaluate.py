@@ -73,7 +73,8 @@ def marks(config: Config, captioner) -> dict[str, str]:
     with (assets / "trained.safetensors").open("rb") as file:
         trained = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     memory = captioner.memory
-    return {"trained": trained, "memory": fingerprint({"keys": torch.tensor(memory.keys)}, {"names": memory.names})}
+    keys = {"keys": torch.tensor(memory.keys)} if len(memory) else {}
+    return {"trained": trained, "memory": fingerprint(keys, {"names": memory.names})}
 
 
 def finished(path: Path, settings: dict) -> dict[int, dict]:

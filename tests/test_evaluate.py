@@ -1,0 +1,190 @@
+"""eval/evaluate.py: what it writes, how it goes on, what it refuses; at the end once with the shipped model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+import evcap
+from eval import evaluate
+from evcap.config import load_yaml
+from evcap.console import command
+from evcap.contact_sheet import Scored, choose
+from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.predictor import Caption
+
+REPOSITORY = Path(__file__).parent.parent
+PICTURES = 13
+app = typer.Typer()
+app.command()(command(evaluate.main))
+
+
+class FakeCaptioner:
+    """Captions "picture NUMBER"; is interrupted after `stop_after` pictures. Calls stand in `asked`."""
+
+    def __init__(self, stop_after: int = PICTURES):
+        keys = np.eye(4, dtype=np.float32)
+        self.memory = VisualNameMemory.build(keys, ["dog", "dog", "car", "tree"], ["made"] * 4, list("abcd"), "fake")
+        self.stop_after, self.asked = stop_after, []
+
+    def caption(self, images, beams, min_length, max_length, batch_size):
+        self.asked += [path.stem for path in images]
+        if len(self.asked) > self.stop_after:
+            raise KeyboardInterrupt
+        return [Caption(f"picture {p.stem}", [f"picture {p.stem}"], [RetrievedName("dog", 0.5, 3)]) for p in images]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A set of 13 pictures 0.png ... with ids 100 ..., which becomes the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for number in range(PICTURES):
+        Image.new("RGB", (30 + number, 20), (10 * number, 90, 90)).save(tmp_path / "images" / f"{number}.png")
+    images = [{"id": 100 + n, "file_name": f"{n}.png"} for n in range(PICTURES)]
+    captions = [{"image_id": 100 + n, "caption": f"picture {n} of colour"} for n in range(PICTURES)]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    return tmp_path
+
+
+def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, **changes):
+    """One evaluation in the current folder with a made captioner, scored without METEOR, which starts slowly."""
+    monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
+    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: captioner)
+    settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    result = CliRunner().invoke(app, ["config.yaml", "--data", ".", "--quiet"])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_what_it_writes(folder, monkeypatch):
+    output = run(monkeypatch, FakeCaptioner()).output
+    predictions = json.loads((folder / "out/predictions.json").read_text())
+    assert predictions == [{"image_id": 100 + n, "caption": f"picture {n}"} for n in range(PICTURES)]
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    assert metrics["pictures"] == PICTURES and metrics["config"]["beams"] == 5 and metrics["config"]["seed"] == 0
+    assert metrics["scores"]["METEOR"] == 50 and metrics["scores"]["CIDEr"] > 0 and "SPICE" not in metrics["scores"]
+    assert metrics["versions"]["evcap"] == evcap.__version__ and len(metrics["fingerprints"]["trained"]) == 16
+    with Image.open(folder / "out/contact_sheet.png") as sheet:
+        assert sheet.width == 1600
+    assert "CIDEr" in output and f"{metrics['scores']['CIDEr']:.1f}" in output
+    assert "SPICE is left out" in output
+
+
+def test_interrupted_run_goes_on(folder, monkeypatch):
+    run(monkeypatch, FakeCaptioner(stop_after=8), code=130)
+    path = folder / "out/predictions.jsonl"
+    assert len(path.read_text().splitlines()) == 1 + 8
+    with path.open("a") as file:
+        file.write('{"image_id": 108, "capt')  # killed while writing
+    second = FakeCaptioner()
+    run(monkeypatch, second)
+    assert second.asked == [str(n) for n in range(8, PICTURES)]
+    assert len(json.loads((folder / "out/predictions.json").read_text())) == PICTURES
+    third = FakeCaptioner()
+    run(monkeypatch, third)
+    assert third.asked == []
+
+
+def test_file_killed_in_its_first_line(folder, monkeypatch):
+    (folder / "out").mkdir()
+    (folder / "out/predictions.jsonl").write_text('{"captio')
+    captioner = FakeCaptioner()
+    run(monkeypatch, captioner)
+    assert len(captioner.asked) == PICTURES
+
+
+def test_captions_of_other_settings_are_not_mixed(folder, monkeypatch):
+    run(monkeypatch, FakeCaptioner(), limit=5)
+    assert len(json.loads((folder / "out/predictions.json").read_text())) == 5
+    more = FakeCaptioner()
+    run(monkeypatch, more, limit=9)
+    assert more.asked == ["5", "6", "7", "8"]
+    assert "other settings (beams): delete it" in run(monkeypatch, FakeCaptioner(), code=1, beams=3).output
+    renamed = FakeCaptioner()
+    renamed.memory.rename("dog", "wolf")
+    assert "other settings (memory): delete it" in run(monkeypatch, renamed, code=1).output
+
+
+def test_empty_memory(folder, monkeypatch):
+    captioner = FakeCaptioner()
+    run(monkeypatch, captioner, memory="empty")
+    assert len(captioner.memory) == 0 and captioner.memory.encoder == "fake"
+
+
+def test_shuffled_memory(monkeypatch):
+    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: FakeCaptioner())
+    own = FakeCaptioner().memory
+    orders = []
+    for seed in (0, 0, 1, 2, 3):
+        memory = evaluate.load_captioner(evaluate.Config("", "", "", memory="shuffled", seed=seed)).memory
+        assert sorted(memory.names) == sorted(own.names) and (memory.keys == own.keys).all()
+        orders.append(tuple(memory.names))
+    assert orders[0] == orders[1] and len(set(orders)) > 1
+
+
+def test_memory_of_a_folder(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: asked.append((preset, memory)))
+    evaluate.load_captioner(evaluate.Config("", "", "", memory="some/folder"))
+    assert asked == [("embedded", "some/folder")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beam": 5}, "unknown key 'beam'"),
+        ({"batch_size": 0}, "batch_size and limit must be at least 1"),
+        ({"limit": -2}, "batch_size and limit must be at least 1"),
+        ({"captions": "none.json"}, "cannot read none.json"),
+        ({"output": "set.json"}, "cannot read or write set.json"),
+    ],
+)
+def test_bad_settings_get_one_line(folder, monkeypatch, changes, message):
+    result = run(monkeypatch, FakeCaptioner(), code=1, **changes)
+    assert message in result.output and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 1), (5, 1), (6, 2), (12, 4), (40, 4)])
+def test_bands_of_the_contact_sheet(count, columns):
+    rows = [Scored(Path(f"{n}"), "", score, "", []) for n, score in enumerate(np.random.default_rng(0).permutation(count))]
+    bands = choose(rows, 4)
+    scores = {band: [row.score for row in chosen] for band, chosen in bands.items()}
+    assert {len(chosen) for chosen in bands.values()} == {columns}
+    assert scores["best"] == list(range(count - 1, count - 1 - columns, -1)) and scores["worst"] == [*range(columns)][::-1]
+    if count >= 3:
+        assert abs(np.mean(scores["median"]) - (count - 1) / 2) <= 0.5
+        assert len({id(row) for chosen in bands.values() for row in chosen}) == 3 * columns
+
+
+def test_configs_of_the_repository():
+    names = {"flickr8k-test", "flickr8k-val", "ucm-val", "coco-val"}
+    outputs = [load_yaml(REPOSITORY / f"eval/configs/{name}.yaml", evaluate.Config).output for name in names]
+    assert sorted(outputs) == sorted(f"runs/eval/{name}" for name in names)
+
+
+def test_shipped_model_on_example_photos(tmp_path):
+    """The program as it is started: real captions of real photos, all scores."""
+    references = {"pizza": "A pizza on a plate.", "elephant": "An elephant walks through grass.", "bus": "A bus in a street."}
+    images = [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate(references, 1)]
+    captions = [{"image_id": n, "caption": text} for n, text in enumerate(references.values(), 1)]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    settings = {"captions": "set.json", "images": str(REPOSITORY / "examples"), "output": str(tmp_path / "out"), "beams": 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    program = [sys.executable, REPOSITORY / "eval/evaluate.py", tmp_path / "config.yaml", "--data", tmp_path]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    predictions = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert len({row["caption"] for row in predictions}) == 3 and all(row["caption"] for row in predictions)
+    scores = json.loads((tmp_path / "out/metrics.json").read_text())["scores"]
+    assert set(scores) >= {"BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"} and scores["BLEU-1"] > 0 and scores["METEOR"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert all(row["names"] for row in rows[1:])
