@@ -61,7 +61,7 @@ class RunFolder:
         """All logged values; where a resumed run repeated a step, the later record counts."""
         if not self._log.exists():
             return []
-        rows = [json.loads(line) for line in self._log.read_text().splitlines()]
+        rows = [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("}")]  # one may be torn
         return list({(row["step"], "loss" in row): row for row in rows}.values())
 
     def save(self, model: EVCap, optimizer, scheduler, step: int) -> None:

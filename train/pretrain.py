@@ -167,7 +167,7 @@ def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], 
     texts = nn.functional.normalize(model.text_projection(texts), dim=-1)
     similarity = (nn.functional.normalize(queries, dim=-1) @ texts.T).amax(1)  # (N, texts)
     owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])
-    return 100 * (similarity.topk(k, dim=0).indices == owner).any(0).float().mean().item()
+    return 100 * (similarity.topk(min(k, len(similarity)), dim=0).indices == owner).any(0).float().mean().item()
 
 
 def main(
