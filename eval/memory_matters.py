@@ -94,7 +94,7 @@ def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before:
     """
     finder = NameFinder(memory.counts())
     said_before = [{m.name for m in finder.find(c.caption)} for c in before]
-    chosen, passed_over = frequent_names(Counter(name for said in said_before for name in said), memory, config)
+    chosen, passed_over = frequent_names(Counter(name for said in said_before for name in sorted(said)), memory, config)
     results = {}
     for old in chosen:
         new = clean_name(config.renames[old])
