@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evcap.captioner import EVCap
 from evcap.datasets import CaptionedImage
 from evcap.images import open_image, to_tensor
+from evcap.results import write_whole
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
@@ -34,7 +35,8 @@ class FeatureCache:
         self._progress = folder / f"{name}.done"
         mode = "r+" if self.path.exists() else "w+"
         self.rows = np.memmap(self.path, np.float16, mode, shape=(items, *shape))
-        self.done = int(self._progress.read_text()) if self._progress.exists() else 0
+        # without its rows, deleted to free the disk, the progress means nothing
+        self.done = int(self._progress.read_text()) if mode == "r+" and self._progress.exists() else 0
 
     def fill(self, compute: Callable[[int, int], torch.Tensor], batch: int, advance: Callable[[int], None]) -> None:
         """Compute what is missing: `compute(start, stop)` gives rows (stop-start, *shape); `advance(n)` feeds a bar."""
@@ -43,7 +45,7 @@ class FeatureCache:
             stop = min(self.done + batch, len(self.rows))
             self.rows[self.done : stop] = compute(self.done, stop).to(torch.float16).cpu().numpy()
             self.rows.flush()
-            self._progress.write_text(str(stop))
+            write_whole(self._progress, str(stop))  # killed half way, it would be an empty file
             advance(stop - self.done)
             self.done = stop
 
