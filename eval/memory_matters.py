@@ -107,7 +107,7 @@ def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before:
             said = {m.name for m in finder_after.find(caption.caption)}
             said_new_before = any(m.name == new for m in finder_after.find(before[i].caption))
             outcome = "follows" if new in said and not said_new_before else "keeps" if old in said else "neither"
-            retrieved = old in {n.name for n in before[i].names}
+            retrieved = int(old in {n.name for n in before[i].names})  # an empty Counter would keep a bool
             counts.update({outcome: 1, f"{outcome}_retrieved": retrieved, "retrieved": retrieved})
         row = {key: counts[key] for key in ("retrieved", *OUTCOMES, *(f"{o}_retrieved" for o in OUTCOMES))}
         example = {"before": before[pictures[0]].caption, "after": after[0].caption}

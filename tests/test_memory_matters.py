@@ -68,6 +68,7 @@ def test_rename_test_counts():
     assert [results["dog"][k] for k in counts] == [2, 2, 2, 0, 0, 2, 0]
     assert [results["kite"][k] for k in counts] == [2, 1, 1, 0, 1, 1, 0]  # where it was not retrieved it stays
     assert [results["man"][k] for k in counts] == [1, 1, 0, 0, 1, 0, 1]
+    assert "true" not in json.dumps(results) and "false" not in json.dumps(results)  # counts, also of one picture
     assert results["dog"]["example"] == {"before": "Two dogs", "after": "Two wolves"}
     assert results["kite"]["new"] == "zeppelin"
     assert passed_over == {"car": "has no substitute in the config"}  # said as often as man, and first
