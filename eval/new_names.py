@@ -21,12 +21,13 @@ import typer
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
+from evcap.console import command
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner
-from evcap.vocabulary import NameFinder
+from evcap.vocabulary import NameFinder, clean_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
 ) -> None:
     config = load_yaml(config_path, Config)
+    if not config.names:
+        raise EvcapError(f"{config_path}: names is empty")
+    for name in config.names:
+        if name != clean_name(name):
+            raise EvcapError(f"{config_path}: write the name '{name}' as '{clean_name(name)}'")
     finder = NameFinder(config.names)
     model = build_model(load_preset(config.preset), config.trained)
     model.language.merge()
@@ -103,7 +109,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
