@@ -85,7 +85,10 @@ def finished(path: Path, settings: dict) -> dict[int, dict]:
     if torn:  # the line that was being written when the run was killed
         with path.open("r+b") as file:
             file.truncate(len(whole) + 1 if whole else 0)
-    lines = [json.loads(line) for line in whole.splitlines()]
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise EvcapError(f"{path} is damaged, cannot resume from it: delete it or choose another output") from None
     if lines and lines[0] != settings:
         different = [key for key in settings if lines[0].get(key) != settings[key]]
         raise EvcapError(f"{path} was made with other settings ({', '.join(different)}): delete it or choose another output")

@@ -108,6 +108,14 @@ def test_file_killed_in_its_first_line(folder, monkeypatch):
     assert len(captioner.asked) == PICTURES
 
 
+def test_damaged_captions_get_one_line(folder, monkeypatch):
+    run(monkeypatch, FakeCaptioner())
+    path = folder / "out/predictions.jsonl"
+    path.write_text(path.read_text().replace('{"image_id": 104', '{"image_i'))
+    result = run(monkeypatch, FakeCaptioner(), code=1)
+    assert "predictions.jsonl is damaged" in result.output and result.output.count("\n") == 1
+
+
 def test_captions_of_other_settings_are_not_mixed(folder, monkeypatch):
     run(monkeypatch, FakeCaptioner(), limit=5)
     assert len(json.loads((folder / "out/predictions.json").read_text())) == 5
