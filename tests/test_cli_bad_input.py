@@ -269,7 +269,11 @@ def test_odd_pictures_get_sensible_captions(captioner, photos, examples, monkeyp
     bus.transpose(Image.Transpose.ROTATE_90).save("turned.jpg", exif=exif, quality=95)
     Image.fromarray(np.asarray(bus.convert("L"), np.uint16) * 257).save("deep.png")
     Image.new("RGB", (1, 1)).save("one.png")
-    odd = ["alpha.png", "cmyk.jpg", "animated.gif", "turned.jpg", "deep.png"]
-    lines = jsonl(run("caption", *odd, "one.png", "--format", "jsonl", "--quiet").stdout)
-    assert all("bus" in line["caption"] for line in lines[:5])
-    assert lines[5]["caption"] and lines[5]["error"] is None
+    bus.save("plain.png")
+    bus.convert("L").save("grey.png")
+    odd = ["plain.png", "alpha.png", "cmyk.jpg", "turned.jpg", "grey.png", "deep.png", "animated.gif", "one.png"]
+    lines = jsonl(run("caption", *odd, "--format", "jsonl", "--quiet").stdout)
+    plain, alpha, cmyk, turned, grey, deep = (line["caption"] for line in lines[:6])
+    assert "bus" in plain and "bus" in cmyk and "bus" in turned
+    assert alpha == plain and deep == grey  # the same pixels
+    assert all(line["caption"] and line["error"] is None for line in lines)
