@@ -44,7 +44,8 @@ class EVCap(nn.Module):
 
     def query_features(self, patches: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B,P,C) -> Q (B,32,W)."""
-        return self.image_qformer(self.patch_door(patches))
+        queries = self.image_qformer(self.patch_door(patches))
+        return nn.functional.normalize(queries, dim=-1) if self.preset.unit_queries else queries
 
     def name_features(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
         """Q (B,32,W) and tokenized names (B,L) -> V (B,8,W)."""

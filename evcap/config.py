@@ -90,6 +90,7 @@ class Preset:
     image_queries: int = 32
     name_queries: int = 8
     patch_positions: bool = False  # learned positions and a LayerNorm on the patch tokens, for towers that have none
+    unit_queries: bool = False  # Q is brought to unit length right behind the Q-Former, as in the EVCap release
     text_width: int = 0  # width of the frozen sentence embedder used for contrast; 0 = no text projection
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)

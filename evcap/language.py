@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
         use_names = self.config.names_in_prompt
         tails = [(self.name_ids(row) if use_names else []) + after for row in names]
         width = max(tail_slots, max(map(len, tails)))
-        ids = torch.tensor([[self.newline] * (width - len(t)) + t for t in tails], device=vectors.device)
+        ids = torch.tensor([[self.newline] * (width - len(t)) + t for t in tails], dtype=torch.long, device=vectors.device)
         head = torch.tensor([self.tokenizer.bos_token_id, *self._ids(self.config.before)], device=vectors.device)
         head = self.embed(head).expand(len(vectors), -1, -1)
         embeddings = torch.cat([head, vectors.to(head.dtype), self.embed(ids)], dim=1)
