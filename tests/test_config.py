@@ -1,0 +1,186 @@
+"""Settings files: what is read, and the one line that says what is wrong with the rest."""
+
+import dataclasses
+import typing
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evcap.config import (
+    PRESET_FOLDER,
+    DecodingConfig,
+    LanguageConfig,
+    Preset,
+    QFormerConfig,
+    VisionConfig,
+    from_dict,
+    load_preset,
+    load_yaml,
+    preset_path,
+)
+from evcap.errors import EvcapError
+
+PRESETS = sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml"))
+
+
+def plain(name: str) -> dict:
+    return yaml.safe_load((PRESET_FOLDER / f"{name}.yaml").read_text())
+
+
+def refusal(tmp_path, text: str) -> str:
+    """The one line that a preset file of this text is refused with."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(EvcapError) as refused:
+        load_preset(path)
+    message = str(refused.value)
+    assert "\n" not in message and str(path) in message
+    return message.replace(str(path), "FILE")
+
+
+def test_both_presets_are_shipped():
+    assert PRESETS == ["embedded", "evcap-vicuna-13b"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shipped_presets_fit_together(name):
+    preset = load_preset(name)
+    assert preset.name == name
+    assert preset.image_qformer.width == preset.name_qformer.width  # Q rides in the fusion's stream
+    for qformer in (preset.image_qformer, preset.name_qformer):
+        assert qformer.width % qformer.heads == 0
+    assert preset.image_queries == 32 and preset.name_queries == 8
+    assert preset.memory.names == 10
+
+
+def test_sizes_of_the_paper():
+    preset = load_preset("evcap-vicuna-13b")
+    vision = preset.vision
+    assert (vision.tokens, vision.width) == ((vision.image_size // vision.patch_size) ** 2 + 1, 1408) == (257, 1408)
+    for qformer in (preset.image_qformer, preset.name_qformer):
+        assert (qformer.width, qformer.layers, qformer.heads, qformer.intermediate) == (768, 12, 12, 3072)
+        assert qformer.cross_attention_every == 2 and qformer.layer_norm_eps == 1e-12
+    assert preset.language.hidden == 5120
+    assert not preset.language.names_in_prompt
+
+
+def test_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(plain("embedded") | {"name": "mine", "name_queries": 4}))
+    assert load_preset(path) == dataclasses.replace(load_preset("embedded"), name="mine", name_queries=4)
+    assert preset_path(path) == path
+
+
+def test_unknown_key_is_named_with_its_file(tmp_path):
+    message = refusal(tmp_path, yaml.safe_dump(plain("embedded") | {"colour": 3}))
+    assert message.startswith("FILE: unknown key 'colour'. Known keys: name, vision,")
+
+
+def test_unknown_key_inside_a_part_is_named_with_the_part(tmp_path):
+    data = plain("embedded")
+    data["vision"]["image_sise"] = 224
+    assert refusal(tmp_path, yaml.safe_dump(data)).startswith("FILE: vision: unknown key 'image_sise'. Known keys: kind,")
+
+
+def test_missing_key(tmp_path):
+    data = plain("embedded")
+    del data["image_qformer"]["heads"]
+    assert refusal(tmp_path, yaml.safe_dump(data)) == "FILE: image_qformer: key 'heads' is missing"
+    del data["language"]
+    assert refusal(tmp_path, "name: x").startswith("FILE: key 'vision' is missing")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "name_queries", "eight"),
+        (None, "name_queries", 8.5),
+        (None, "name_queries", True),
+        (None, "patch_positions", 1),
+        (None, "name", 3),
+        (None, "assets", 3),
+        (None, "vision", "efficientnet"),
+        (None, "vision", [1, 2]),
+        ("vision", "mean", 0.5),
+        ("image_qformer", "dropout", "much"),
+        ("image_qformer", "dropout", False),
+        ("language", "names_in_prompt", "yes please"),
+        ("decoding", "beams", None),
+    ],
+)
+def test_wrong_type(tmp_path, part, key, value):
+    data = plain("embedded")
+    (data if part is None else data[part])[key] = value
+    message = refusal(tmp_path, yaml.safe_dump(data))
+    assert message.startswith(f"FILE: {part}: {key}: expected" if part else f"FILE: {key}: expected")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "3"])
+def test_not_a_mapping(tmp_path, text):
+    assert "expected settings as key: value" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\tname: x", "!!python/object/apply:os.getcwd []"])
+def test_not_yaml(tmp_path, text):
+    assert refusal(tmp_path, text).startswith("FILE is not valid YAML: ")
+
+
+def test_binary_file(tmp_path):
+    path = tmp_path / "photo.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0" * 10)
+    with pytest.raises(EvcapError, match="is not valid YAML"):
+        load_preset(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(EvcapError, match=r"cannot read .*none.yaml: No such file"):
+        load_preset(tmp_path / "none.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(EvcapError, match="cannot read .*folder.yaml: Is a directory"):
+        load_preset(tmp_path / "folder.yaml")
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(EvcapError, match="there is no preset 'embeded'. Shipped presets: embedded, evcap-vicuna-13b"):
+        load_preset("embeded")
+
+
+def test_whole_numbers_serve_as_floats(tmp_path):
+    path = tmp_path / "decoding.yaml"
+    path.write_text("length_penalty: 1")
+    found = load_yaml(path, DecodingConfig).length_penalty
+    assert found == 1.0 and isinstance(found, float)
+
+
+def values_of(cls):
+    """Strategy for any settings of dataclass `cls`."""
+    simple = {
+        int: st.integers(0, 10**6),
+        float: st.floats(0, 1e6),
+        bool: st.booleans(),
+        str: st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),
+        list[float]: st.lists(st.floats(-10, 10)),
+        str | None: st.none() | st.text("abc/._", min_size=1),
+    }
+    hints = typing.get_type_hints(cls)
+    return st.builds(cls, **{f: values_of(h) if dataclasses.is_dataclass(h) else simple[h] for f, h in hints.items()})
+
+
+@given(values_of(Preset))
+@settings(max_examples=30, deadline=None)
+def test_round_trip_of_any_preset(tmp_path_factory, preset):
+    path = tmp_path_factory.mktemp("preset") / "any.yaml"
+    path.write_text(yaml.safe_dump(dataclasses.asdict(preset), allow_unicode=True), encoding="utf-8")
+    assert load_preset(path) == preset
+
+
+@given(st.sampled_from([VisionConfig, QFormerConfig, LanguageConfig, DecodingConfig]), st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_misspelt_key_is_refused(cls, data):
+    values = dataclasses.asdict(data.draw(values_of(cls)))
+    key = data.draw(st.sampled_from(sorted(values)))
+    values[key + "s"] = values.pop(key)
+    with pytest.raises(EvcapError, match=f"^settings: unknown key '{key}s'"):
+        from_dict(cls, values, "settings")
