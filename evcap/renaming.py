@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
 
 from evcap.vocabulary import NameFinder, clean_name, pluralize
 
 
 class Renamer:
-    """Draws substitutes for the memory's names; plural words get plural substitutes."""
+    """Draws substitutes for the memory's names; plural words get plural substitutes.
 
-    def __init__(self, names: Iterable[str], substitutes: Iterable[str]):
+    embed: texts -> (N,d) unit vectors. With it every second substitute is one of the `near` likest in meaning: a model that
+    has only seen dogs become teapots takes a wolf in the list for a mistake and says "dog".
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        substitutes: Iterable[str],
+        embed: Callable[[list[str]], torch.Tensor] | None = None,
+        near: int = 30,
+    ):
+        names = sorted(set(names))
         self._finder = NameFinder(names)
         plain = (clean_name(s.split("(")[0]) for s in substitutes)
         self._substitutes = sorted({s for s in plain if s and len(s.split()) <= 2})
+        self._near: dict[str, list[str]] = {}
+        if embed:
+            strangers = [s for s in self._substitutes if s not in set(names)]
+            likest = (embed(names) @ embed(strangers).T).topk(min(near, len(strangers))).indices.tolist()
+            self._near = {name: [strangers[i] for i in row] for name, row in zip(names, likest, strict=True)}
+
+    def _substitute(self, name: str, draw: random.Random) -> str:
+        near = self._near and draw.random() < 0.5
+        return draw.choice(self._near[name] if near else self._substitutes)
 
     def mentioned(self, caption: str) -> list[str]:
         """Names the caption says."""
@@ -32,7 +54,7 @@ class Renamer:
     ) -> tuple[list[str], list[str]]:
         """Rename each retrieved name that a caption says, with probability `each`, in the list and in all captions."""
         said = {name for caption in captions for name in self.mentioned(caption)}
-        table = {n: draw.choice(self._substitutes) for n in names if n in said and draw.random() < each}
+        table = {n: self._substitute(n, draw) for n in names if n in said and draw.random() < each}
         if not table:
             return list(names), list(captions)
         return [table.get(n, n) for n in names], [self.replace(c, table) for c in captions]

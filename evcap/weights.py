@@ -157,5 +157,5 @@ def fingerprint(tensors: dict[str, torch.Tensor], settings: dict) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

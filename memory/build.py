@@ -39,6 +39,7 @@ class Config:
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
     agree: int = 3  # captions of a photo that must say the name
+    least: int = 1  # photos whose captions must agree on a name that no box and no scene has
     exclude: list[str] = field(default_factory=list)  # names that mostly mean something else in captions
     spelling: dict[str, str] = field(default_factory=dict)  # how labels are said: baseballdiamond -> baseball diamond
     per_name: int = 10
@@ -76,9 +77,10 @@ def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
             yield NamedImage(clean_name(item.name), item.path, f"{name} box", box)
 
 
-def caption_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
+def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator[NamedImage]:
+    """Photos whose captions agree on a name of the list or on one of `labels`, the names that boxes and scenes have."""
     synonyms = {clean_name(s.split("(")[0]) for row in read_lvis_names(data / config.names) for s in row}
-    finder = NameFinder(sorted(synonyms - {""} - {clean_name(e) for e in config.exclude}))
+    finder = NameFinder(sorted((synonyms | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
             said = Counter(n for caption in record.captions for n in {m.name for m in finder.find(caption)})
@@ -92,6 +94,17 @@ def scene_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
             if record.scene:
                 yield NamedImage(clean_name(record.scene), record.path, f"{name} scene")
+
+
+def all_candidates(config: Config, data: Path) -> list[NamedImage]:
+    """Candidates of all three sources under the names they are said by, without the excluded and the too rare ones."""
+    excluded = {clean_name(e) for e in config.exclude}
+    labelled = [*box_candidates(config, data), *scene_candidates(config, data)]
+    labelled = [replace(c, name=config.spelling.get(c.name, c.name)) for c in labelled if c.name not in excluded]
+    labels = {c.name for c in labelled}
+    captioned = list(caption_candidates(config, data, labels))
+    photos = Counter(c.name for c in captioned)
+    return labelled + [c for c in captioned if c.name in labels or photos[c.name] >= config.least]
 
 
 def choose(candidates: list[NamedImage], per_name: int, seed: int) -> list[NamedImage]:
@@ -111,9 +124,7 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    candidates = [*box_candidates(config, data), *caption_candidates(config, data), *scene_candidates(config, data)]
-    excluded = {clean_name(e) for e in config.exclude}
-    candidates = [replace(c, name=config.spelling.get(c.name, c.name)) for c in candidates if c.name not in excluded]
+    candidates = all_candidates(config, data)
     chosen = choose(candidates, config.per_name, config.seed)
     preset = load_preset(config.preset)
     shipped = preset_path(config.preset).parent / (preset.assets or "") / "trained.safetensors"

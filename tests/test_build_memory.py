@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from evcap.errors import EvcapError
-from memory.build import Config, NamedImage, box_candidates, caption_candidates, choose, scene_candidates
+from memory.build import Config, NamedImage, all_candidates, box_candidates, caption_candidates, choose, scene_candidates
 
 CONFIG = Config(names="names.txt", boxes=["tiny"], captions=["tiny"], scenes=["tiny"], agree=2, exclude=["Light"])
 
@@ -47,12 +47,28 @@ def test_boxes_are_large_enough_and_keep_a_margin_inside_the_picture(data):
 
 
 def test_captions_must_agree_on_a_name(data):
-    found = list(caption_candidates(CONFIG, data))
+    found = list(caption_candidates(CONFIG, data, set()))
     assert [(item.name, item.path.name, item.source, item.box) for item in found] == [("dog", "a.png", "tiny captions", None)]
     assert found[0].open().size == (200, 100)
-    lenient = caption_candidates(replace(CONFIG, agree=1), data)
+    lenient = caption_candidates(replace(CONFIG, agree=1), data, set())
     expected = {("cat", "a.png"), ("dog", "a.png"), ("doggy", "b.png"), ("bag", "b.png"), ("hat", "b.png")}
     assert {(item.name, item.path.name) for item in lenient} == expected
+
+
+def test_names_of_boxes_and_scenes_count_in_captions_too(data):
+    found = caption_candidates(replace(CONFIG, agree=1), data, {"doggy bag", "dogs", "light"})
+    assert {i.name for i in found} == {"cat", "dog", "dogs", "doggy bag", "hat"}  # "light" stays excluded
+
+
+def test_rare_names_of_captions_are_left_out_but_for_those_with_boxes_or_scenes(data):
+    spelled = replace(CONFIG, agree=1, spelling={"wine glass": "dog", "sea side": "hat"})
+
+    def names(least):
+        return sorted(item.name for item in all_candidates(replace(spelled, least=least), data))
+
+    boxes_and_scenes = ["dog", "dog", "hat"]
+    assert names(1) == sorted([*boxes_and_scenes, "bag", "cat", "dog", "doggy", "hat"])
+    assert names(2) == sorted([*boxes_and_scenes, "dog", "hat"])
 
 
 def test_scenes(data):

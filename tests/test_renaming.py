@@ -1,12 +1,16 @@
 """Renaming augmentation: list and captions change together, in number, and nothing else changes."""
 
 import random
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.renaming import Renamer
+from evcap.vocabulary import pluralize
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
 SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]
@@ -34,9 +38,7 @@ class Dice:
 
 def test_list_and_captions_change_together(renamer):
     dice = Dice()
-    names, captions = renamer.rename(
-        ["dog", "grass", "bus"], ["A dog runs on grass", "Two dogs and a Dog", "Nothing"], dice
-    )
+    names, captions = renamer.rename(["dog", "grass", "bus"], ["A dog runs on grass", "Two dogs and a Dog", "Nothing"], dice)
     assert dice.offered == PLAIN
     assert names == ["wolf", "wolf", "bus"]  # a name that no caption says stays
     assert captions == ["A wolf runs on wolf", "Two wolves and a wolf", "Nothing"]
@@ -99,3 +101,30 @@ def test_draws_repeat_and_other_words_stay(words, names, seed):
     gone = {old for old, new in zip(names, listed, strict=True) if new != old}
     assert gone <= set(renamer.mentioned(caption)) and gone.isdisjoint(renamer.mentioned(text))
     assert text.lower().count("zebra") == caption.lower().count("zebra")
+
+
+def on_a_circle(texts):
+    """Every text a unit vector; likeness falls with the distance of the places below."""
+    places = {"dog": 0.0, "man": 2.0, "wolf": 0.1, "pony": 0.3, "nun": 2.1, "teapot": 4.0}
+    angles = torch.tensor([places[t] for t in texts])
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_every_second_substitute_is_near_in_meaning_and_no_name_of_the_memory():
+    renamer = Renamer(["man", "dog"], ["wolf", "pony", "nun", "teapot", "man"], on_a_circle, near=2)
+    for chance, name, offered in (
+        (0.49, "dog", ["wolf", "pony"]),
+        (0.49, "man", ["nun", "pony"]),  # 0.1 and 1.7 away; itself, though among the substitutes, is no stranger
+        (0.51, "dog", ["man", "nun", "pony", "teapot", "wolf"]),
+    ):
+        dice = Dice(chance)
+        renamer.rename([name], [f"A {name}"], dice)
+        assert dice.offered == offered
+
+
+def test_the_rename_test_asks_for_names_that_training_did_not_draw():
+    repository = Path(__file__).parent.parent
+    drawn = set((repository / "train" / "substitutes.txt").read_text().split("\n"))
+    asked = set(yaml.safe_load((repository / "eval" / "configs" / "memory-matters.yaml").read_text())["renames"].values())
+    assert len(drawn) > 300 and len(asked) > 50
+    assert (drawn | {pluralize(name) for name in drawn if name}).isdisjoint(asked)

@@ -117,9 +117,7 @@ def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
     command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -12,7 +12,6 @@ mirrored) and cached.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,7 @@ from typing import Annotated
 
 import torch
 import typer
-from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from evcap.build import build_model
 from evcap.captioner import EVCap
@@ -31,9 +27,10 @@ from evcap.config import load_preset, load_yaml
 from evcap.datasets import CaptionedImage
 from evcap.errors import EvcapError
 from evcap.features import cached_patches, cached_sentences
+from evcap.loop import TrainingLoop
 from evcap.metrics import cider
 from evcap.text import SentenceEmbedder, clean_caption, content_words
-from evcap.training import RunFolder, parameter_groups, read_split
+from evcap.training import read_split
 
 
 @dataclass(frozen=True)
@@ -176,13 +173,8 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
-    torch.manual_seed(config.seed)
-    quiet = quiet or not accelerator.is_main_process
-    with accelerator.main_process_first():
-        run = RunFolder(config.output, dataclasses.asdict(config))
-    accelerator.init_trackers("tensorboard")
-
+    loop = TrainingLoop(config, quiet)
+    accelerator, quiet = loop.accelerator, loop.quiet
     model = build_model(load_preset(config.preset), config.start_from)
     records = read_split(data, config.sets, "train", config.without_names)
     with accelerator.main_process_first():
@@ -208,72 +200,24 @@ def main(
         model.language.compile()
     trainer = Pretrainer(model)
     trainer.tail_slots = len(model.language.prompt(torch.zeros(1, 1, model.preset.language.hidden), [[]]).mask[0]) - 2
-    optimizer = torch.optim.AdamW(parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
-    world = accelerator.num_processes
-    step_size = config.batch * config.accumulate * world
-    steps_per_epoch = len(records) // step_size
-    total_steps = min(steps_per_epoch * config.epochs, config.max_steps or 10**9)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, total_steps)
-    done = run.resume(model, optimizer, scheduler)
-    trainer, optimizer = accelerator.prepare(trainer, optimizer)
+    trainer = loop.start(trainer, model, len(records))
 
-    best = max((r["cider"] for r in run.records() if "cider" in r), default=-1.0)
-    saved_at = time.monotonic()
-    bar = tqdm(total=total_steps, initial=done, desc=Path(config.output).name, unit="step", disable=quiet)
-    for step in range(done, total_steps):
-        epoch, inside = divmod(step, steps_per_epoch)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed + epoch))
-        chosen = order[inside * step_size : (inside + 1) * step_size]
-        totals: dict[str, float] = {}
-        for micro in range(config.accumulate):
-            place = micro * world + accelerator.process_index
-            rows = chosen[place * config.batch : (place + 1) * config.batch].tolist()
-            torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + place)  # dropout and draws repeat after a resume
-            coins = torch.rand(len(rows)) < 0.5
-            patches = torch.stack(
-                [torch.from_numpy((mirrored if c else plain)[r]) for r, c in zip(rows, coins, strict=True)]
-            ).float()
-            packed = None
-            if config.caption_weight:
-                shuffled = [[captions[r][i] for i in torch.randperm(len(captions[r]))] for r in rows]
-                packed = model.language.pack(shuffled, config.text_slots)
-            others = torch.randint(len(records), (config.extra_texts,))
-            others = others[~torch.isin(others, torch.tensor(rows))]
-            extra = embedded[others, torch.randint(per_picture, (len(others),))]
-            losses = trainer(patches, embedded[rows], extra, word_texts, targets[rows].float(), packed)
-            loss = sum(getattr(config, f"{name}_weight") * value for name, value in losses.items())
-            accelerator.backward(loss / config.accumulate)
-            for name, value in {**losses, "loss": loss}.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / config.accumulate
-        totals = {
-            k: accelerator.reduce(torch.tensor(v, device=accelerator.device), "mean").item() for k, v in totals.items()
-        }
-        accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        bar.update()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
-        accelerator.log(totals, step=step)
-        last = step + 1 == total_steps
-        if not accelerator.is_main_process:
-            continue
-        run.record(step=step, **totals)
-        if config.validate and (last or inside + 1 == steps_per_epoch):
-            scores = validate(model, val_rows, val_records[: config.validate], config.caption_weight > 0)
-            run.record(step=step, **scores)
-            accelerator.log({f"val_{k}": v for k, v in scores.items()}, step=step)
-            bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
-            if scores.get("cider", best) >= best:
-                best = scores.get("cider", best)
-                run.save_trained(model, "best")
-        if last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
-            run.save(model, optimizer, scheduler, step + 1)
-            saved_at = time.monotonic()
-    if accelerator.is_main_process:
-        run.save_trained(model, "last")
-        bar.write(f"wrote {run.plot()}")
-    accelerator.end_training()
+    def scores() -> dict[str, float]:
+        return validate(model, val_rows, val_records[: config.validate], config.caption_weight > 0)
+
+    for rows, _ in loop.batches(scores):
+        coins = torch.rand(len(rows)) < 0.5
+        views = [mirrored if coin else plain for coin in coins]
+        patches = torch.stack([torch.from_numpy(view[row]) for view, row in zip(views, rows, strict=True)]).float()
+        packed = None
+        if config.caption_weight:
+            shuffled = [[captions[r][i] for i in torch.randperm(len(captions[r]))] for r in rows]
+            packed = model.language.pack(shuffled, config.text_slots)
+        others = torch.randint(len(records), (config.extra_texts,))
+        others = others[~torch.isin(others, torch.tensor(rows))]
+        extra = embedded[others, torch.randint(per_picture, (len(others),))]
+        losses = trainer(patches, embedded[rows], extra, word_texts, targets[rows].float(), packed)
+        loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,15 @@ listen to the memory: names are dropped, and names are renamed together with the
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
@@ -31,13 +26,14 @@ from evcap.config import load_preset, load_yaml
 from evcap.datasets import read_lvis_names
 from evcap.errors import EvcapError
 from evcap.features import cached_queries
+from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
 from evcap.reward import CiderReward
-from evcap.text import clean_caption
-from evcap.training import RunFolder, parameter_groups, read_split
+from evcap.text import SentenceEmbedder, clean_caption
+from evcap.training import read_split
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Config:
     start_from: str  # trained tensors of pretraining
     memory: str  # folder made by memory/build.py with the same tensors
     sets: list[str]
-    substitutes: str  # list of names below --data, one a line, from which renaming draws
+    substitutes: str  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
     epochs: int
     batch: int
     learning_rate: float
@@ -56,8 +52,8 @@ class Config:
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
     samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
-    rename: float = 0.4  # share of pictures whose matched names are renamed
-    drop_names: float = 0.1  # share of retrieved names left out; half as many pictures lose all of them
+    rename: float = 0.5  # share of pictures whose matched names are renamed
+    drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
     warmup: int = 100
     text_slots: int = 80
@@ -132,20 +128,16 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     config = load_yaml(config_path, Config)
-    accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
-    torch.manual_seed(config.seed)
-    quiet = quiet or not accelerator.is_main_process
-    with accelerator.main_process_first():
-        run = RunFolder(config.output, dataclasses.asdict(config))
-    accelerator.init_trackers("tensorboard")
-
+    loop = TrainingLoop(config, quiet)
+    accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
     model = build_model(preset, config.start_from)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)
-    substitutes = [row[0] for row in read_lvis_names(data / config.substitutes)]
-    renamer = Renamer(memory.counts(), substitutes)
+    lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
+    substitutes = [row[0] for path in lists for row in read_lvis_names(path)]
+    renamer = Renamer(memory.counts(), substitutes, SentenceEmbedder())
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     with accelerator.main_process_first():
@@ -161,76 +153,23 @@ def main(
         parameter.requires_grad_(trainable(name, config))
     if config.compile:
         model.language.compile()
-    trainer = Trainer(model, model.language.widest_tail())
-    optimizer = torch.optim.AdamW(parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
-    world = accelerator.num_processes
-    step_size = config.batch * config.accumulate * world
-    steps_per_epoch = len(records) // step_size
-    total_steps = min(steps_per_epoch * config.epochs, config.max_steps or 10**9)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, total_steps)
-    done = run.resume(model, optimizer, scheduler)
-    trainer, optimizer = accelerator.prepare(trainer, optimizer)
-
-    best = max((r["cider"] for r in run.records() if "cider" in r), default=-1.0)
-    saved_at = time.monotonic()
-    bar = tqdm(total=total_steps, initial=done, desc=Path(config.output).name, unit="step", disable=quiet)
-    for step in range(done, total_steps):
-        epoch, inside = divmod(step, steps_per_epoch)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed + epoch))
-        chosen = order[inside * step_size : (inside + 1) * step_size]
-        totals = Counter()
-        for micro in range(config.accumulate):
-            place = micro * world + accelerator.process_index
-            rows = chosen[place * config.batch : (place + 1) * config.batch].tolist()
-            torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + place)  # dropout and draws repeat after a resume
-            draw = random.Random((config.seed * 1_000_003 + step) * 1009 + place)
-            queries, names, texts = [], [], []
-            for row in rows:
-                view = draw.random() < 0.5
-                queries.append(torch.from_numpy(views[view][row]))
-                kept = renamer.drop(view_names[view][row], config.drop_names, draw)
-                said = draw.sample(captions[row], len(captions[row]))
-                kept, said = renamer.rename(kept, said, draw) if draw.random() < config.rename else (kept, said)
-                names.append(kept)
-                texts.append(said)
-            inputs = (torch.stack(queries).float(), *tokenize(names), names)
-            weights = None
-            if reward:
-                texts, weights, score = criticise(model, reward, *inputs, texts, config)
-                totals["reward"] += score / config.accumulate
-            packed = model.language.pack(texts, config.text_slots)
-            loss = trainer(*inputs, packed, weights)
-            accelerator.backward(loss / config.accumulate)
-            totals["loss"] += loss.item() / config.accumulate
-        totals = {
-            k: accelerator.reduce(torch.tensor(v, device=accelerator.device), "mean").item() for k, v in totals.items()
-        }
-        accelerator.clip_grad_norm_(trainer.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        bar.update()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
-        accelerator.log(totals, step=step)
-        last = step + 1 == total_steps
-        if not accelerator.is_main_process:
-            continue
-        run.record(step=step, **totals)
-        if config.validate and (last or inside + 1 == steps_per_epoch):
-            score = validate(captioner, val_queries, val_records)
-            run.record(step=step, cider=score)
-            accelerator.log({"val_cider": score}, step=step)
-            bar.write(f"epoch {epoch + 1}: val CIDEr {score:.1f}")
-            if score >= best:
-                best = score
-                run.save_trained(model, "best")
-        if last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
-            run.save(model, optimizer, scheduler, step + 1)
-            saved_at = time.monotonic()
-    if accelerator.is_main_process:
-        run.save_trained(model, "last")
-        bar.write(f"wrote {run.plot()}")
-    accelerator.end_training()
+    trainer = loop.start(Trainer(model, model.language.widest_tail()), model, len(records))
+    for rows, draws in loop.batches(lambda: {"cider": validate(captioner, val_queries, val_records)}):
+        draw = random.Random(draws)
+        queries, names, texts = [], [], []
+        for row in rows:
+            view = draw.random() < 0.5
+            queries.append(torch.from_numpy(views[view][row]))
+            kept = renamer.drop(view_names[view][row], config.drop_names, draw)
+            said = draw.sample(captions[row], len(captions[row]))
+            kept, said = renamer.rename(kept, said, draw) if draw.random() < config.rename else (kept, said)
+            names.append(kept)
+            texts.append(said)
+        inputs = (torch.stack(queries).float(), *tokenize(names), names)
+        weights, scores = None, {}
+        if reward:
+            texts, weights, scores["reward"] = criticise(model, reward, *inputs, texts, config)
+        loop.backward(trainer(*inputs, model.language.pack(texts, config.text_slots), weights), **scores)
 
 
 if __name__ == "__main__":

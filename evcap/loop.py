@@ -1,0 +1,127 @@
+"""The loop of both training recipes: which pictures a step takes, the update, log, checkpoints, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from evcap.captioner import EVCap
+from evcap.training import RunFolder, parameter_groups
+
+
+class TrainingLoop:
+    """AdamW steps of one run through accelerate in bf16, resumed where its folder stopped.
+
+    config: a recipe's dataclass with output, seed, epochs, max_steps, batch, accumulate, learning_rate, weight_decay, warmup,
+    validate and checkpoint_minutes. Raises EvcapError when the output folder holds a run with other settings.
+    """
+
+    def __init__(self, config, quiet: bool):
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+        use_all_cores(self.accelerator)
+        torch.manual_seed(config.seed)
+        self.quiet = quiet or not self.accelerator.is_main_process
+        with self.accelerator.main_process_first():
+            self.run = RunFolder(config.output, dataclasses.asdict(config))
+        self.accelerator.init_trackers("tensorboard")
+        self._totals: Counter = Counter()
+
+    def start(self, trainer: nn.Module, model: EVCap, pictures: int) -> nn.Module:
+        """Optimizer and schedule for the parameters of `trainer` that need gradients; returns the wrapped trainer.
+
+        trainer: the module whose forward pass gives the loss; `model` inside it is what checkpoints hold.
+        """
+        config = self.config
+        self.model, self.pictures = model, pictures
+        self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
+        self.steps_per_epoch = pictures // self.step_size
+        self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or 10**9)
+        groups = parameter_groups(trainer, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, self.total)
+        self.done = self.run.resume(model, optimizer, self.scheduler)
+        self.trainer, self.optimizer = self.accelerator.prepare(trainer, optimizer)
+        return self.trainer
+
+    def batches(self, validate: Callable[[], dict[str, float]]) -> Iterator[tuple[list[int], int]]:
+        """Picture numbers and a seed for every forward pass; an update follows the last pass of each step.
+
+        The caller hands each pass's loss to `backward`. Every step is seeded by (seed, step), so a resumed run repeats the
+        same draws. validate: scores, run at the end of each epoch and of the run; the best "cider" is kept.
+        """
+        config, seed = self.config, self.config.seed
+        best = max((r["cider"] for r in self.run.records() if "cider" in r), default=-1.0)
+        saved_at = time.monotonic()
+        title = Path(config.output).name
+        with tqdm(total=self.total, initial=self.done, desc=title, unit="step", disable=self.quiet) as bar:
+            for step in range(self.done, self.total):
+                epoch, inside = divmod(step, self.steps_per_epoch)
+                order = torch.randperm(self.pictures, generator=torch.Generator().manual_seed(seed + epoch))
+                chosen = order[inside * self.step_size : (inside + 1) * self.step_size]
+                for micro in range(config.accumulate):
+                    place = micro * self.accelerator.num_processes + self.accelerator.process_index
+                    draws = (seed * 1_000_003 + step) * 1009 + place
+                    torch.manual_seed(draws)
+                    yield chosen[place * config.batch : (place + 1) * config.batch].tolist(), draws
+                totals = self._update(step)
+                bar.update()
+                bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
+                last = step + 1 == self.total
+                if not self.accelerator.is_main_process:
+                    continue
+                if config.validate and (last or inside + 1 == self.steps_per_epoch):
+                    best = self._validate(validate, step, epoch, best, bar)
+                if last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
+                    self.run.save(self.model, self.optimizer, self.scheduler, step + 1)
+                    saved_at = time.monotonic()
+            if self.accelerator.is_main_process:
+                self.run.save_trained(self.model, "last")
+                bar.write(f"wrote {self.run.plot()}")
+        self.accelerator.end_training()
+
+    def backward(self, loss: torch.Tensor, **parts: float | torch.Tensor) -> None:
+        """Gradients of one forward pass; `parts` are logged beside the loss."""
+        self.accelerator.backward(loss / self.config.accumulate)
+        for name, value in {**parts, "loss": loss}.items():
+            self._totals[name] += float(value) / self.config.accumulate
+
+    def _update(self, step: int) -> dict[str, float]:
+        device = self.accelerator.device
+        means = {k: self.accelerator.reduce(torch.tensor(v, device=device), "mean") for k, v in self._totals.items()}
+        totals = {name: value.item() for name, value in means.items()}
+        self._totals.clear()
+        self.accelerator.clip_grad_norm_(self.trainer.parameters(), 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.accelerator.log(totals, step=step)
+        if self.accelerator.is_main_process:
+            self.run.record(step=step, **totals)
+        return totals
+
+    def _validate(self, validate, step: int, epoch: int, best: float, bar) -> float:
+        scores = validate()
+        self.run.record(step=step, **scores)
+        self.accelerator.log({f"val_{k}": v for k, v in scores.items()}, step=step)
+        bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
+        if scores.get("cider", best) >= best:
+            best = scores.get("cider", best)
+            self.run.save_trained(self.model, "best")
+        return best
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """On CPUs `accelerate launch` leaves each process a single thread (it sets OMP_NUM_THREADS=1): take a fair share."""
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))

