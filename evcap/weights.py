@@ -130,11 +130,20 @@ def efficientnet_lite2_state() -> dict[str, torch.Tensor]:
 def smollm2_folder() -> Path:
     """A transformers folder (config, tokenizer, bfloat16 safetensors) of SmolLM2-135M-Instruct, made once from its GGUF."""
     folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
-    if (folder / "model.safetensors").exists():
-        return folder
-    gguf = SMOLLM2_GGUF.locate()
-    _convert_gguf(gguf, folder)
+    if not _converted(folder):
+        _convert_gguf(SMOLLM2_GGUF.locate(), folder)
     return folder
+
+
+def _converted(folder: Path) -> bool:
+    """Whether all files are there and the tensors have their full length (only the header is read)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "model.safetensors", "pt"):
+            return all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
+    except (SafetensorError, OSError):
+        return False
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

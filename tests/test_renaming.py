@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evcap.datasets import read_lvis_names
 from evcap.renaming import Renamer
-from evcap.vocabulary import pluralize
+from evcap.vocabulary import clean_name, pluralize
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
 SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]
@@ -122,9 +123,36 @@ def test_every_second_substitute_is_near_in_meaning_and_no_name_of_the_memory():
         assert dice.offered == offered
 
 
+def test_half_of_the_substitutes_are_near():
+    """Of 5 substitutes wolf and pony are near: wolf comes in 1/4 + 1/10 of the draws, teapot in 1/10."""
+    renamer = Renamer(["man", "dog"], ["wolf", "pony", "nun", "teapot", "man"], on_a_circle, near=2)
+    draw, rounds = random.Random(0), 4000
+    found = [renamer.rename(["dog"], ["A dog"], draw, each=1.0)[0][0] for _ in range(rounds)]
+    assert abs(found.count("wolf") / rounds - 0.35) < 0.03
+    assert abs(found.count("teapot") / rounds - 0.1) < 0.02
+
+
+def test_more_near_names_asked_for_than_there_are():
+    dice = Dice()
+    Renamer(["dog"], ["wolf", "dog", "teapot"], on_a_circle, near=30).rename(["dog"], ["A dog"], dice)
+    assert dice.offered == ["wolf", "teapot"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_embeddings_nothing_is_drawn_but_chance_and_substitute(renamer, seed):
+    draw, same = random.Random(seed), random.Random(seed)
+    names, _ = renamer.rename(["dog"], ["A dog"], draw, each=1.0)
+    same.random()
+    assert names == [same.choice(PLAIN)] and draw.getstate() == same.getstate()
+
+
 def test_the_rename_test_asks_for_names_that_training_did_not_draw():
     repository = Path(__file__).parent.parent
-    drawn = set((repository / "train" / "substitutes.txt").read_text().split("\n"))
+    drawn = {row[0] for row in read_lvis_names(repository / "train" / "substitutes.txt")}
     asked = set(yaml.safe_load((repository / "eval" / "configs" / "memory-matters.yaml").read_text())["renames"].values())
     assert len(drawn) > 300 and len(asked) > 50
-    assert (drawn | {pluralize(name) for name in drawn if name}).isdisjoint(asked)
+
+    def forms(names):
+        return {form for name in map(clean_name, names) for form in (name, pluralize(name))}
+
+    assert forms(drawn).isdisjoint(forms(asked))

@@ -115,20 +115,44 @@ def test_tensors_that_do_not_fit_are_named():
         assert all(torch.equal(v, before[k]) for k, v in trained_parts(model).items())  # refused whole
 
 
-def test_the_converted_language_model_is_made_once(tmp_path, monkeypatch):
+@pytest.fixture
+def conversions(tmp_path, monkeypatch):
+    """Folders that the language model was converted to, the real conversion being a tiny one."""
     monkeypatch.setenv("EVCAP_CACHE", str(tmp_path))
-    calls = []
+    monkeypatch.setattr(WheelFile, "locate", lambda self: tmp_path / "model.gguf")
+    made = []
 
     def convert(gguf, folder):
-        calls.append(folder)
+        made.append(folder)
         folder.mkdir(exist_ok=True)
-        if len(calls) > 1:  # the first is killed before the tensors, which are written last
-            write_safetensors({"a": torch.ones(1)}, folder / "model.safetensors")
+        for name in ("config.json", "tokenizer.json"):
+            (folder / name).write_text("{}")
+        write_safetensors({"a": torch.ones(50)}, folder / "model.safetensors")
 
     monkeypatch.setattr(weights, "_convert_gguf", convert)
-    monkeypatch.setattr(WheelFile, "locate", lambda self: tmp_path)
-    folders = {smollm2_folder() for _ in range(4)}
-    assert folders == set(calls) and len(calls) == 2
+    return made
+
+
+def test_the_converted_language_model_is_made_once(conversions):
+    folders = [smollm2_folder() for _ in range(3)]
+    assert len(conversions) == 1 and folders == conversions * 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_converted_language_model_without_a_file_is_made_again(conversions, name):
+    (smollm2_folder() / name).unlink()
+    assert (smollm2_folder() / name).exists()
+    smollm2_folder()
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:40], lambda b: b"", lambda b: b"\x80\x04K\x01."])
+def test_a_damaged_converted_language_model_is_made_again(conversions, damage):
+    path = smollm2_folder() / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    assert torch.equal(read_safetensors(smollm2_folder() / "model.safetensors")["a"], torch.ones(50))
+    smollm2_folder()
+    assert len(conversions) == 2
 
 
 def test_fingerprints_differ_where_memories_would():
@@ -144,3 +168,9 @@ def test_fingerprints_differ_where_memories_would():
     ]
     assert len({fingerprint(*v) for v in variants}) == len(variants)
     assert fingerprint(dict(reversed(base.items())), settings) == fingerprint(base, settings)  # order does not count
+
+
+@pytest.mark.xfail(strict=True, reason="only bytes are hashed; a fix changes the fingerprint that memories are stamped with")
+@pytest.mark.parametrize("other", [torch.ones(3, 2), torch.ones(2, 3).view(torch.int32)])
+def test_fingerprints_differ_by_shape_and_type_alone(other):
+    assert fingerprint({"a": other}, {}) != fingerprint({"a": torch.ones(2, 3)}, {})
