@@ -71,6 +71,11 @@ def test_rare_names_of_captions_are_left_out_but_for_those_with_boxes_or_scenes(
     assert names(2) == sorted([*boxes_and_scenes, "dog", "hat"])
 
 
+def test_excluded_names_are_left_out_of_every_source(data):
+    config = replace(CONFIG, agree=1, exclude=["wine_glass", "Sea side", "dog"])
+    assert {item.name for item in all_candidates(config, data)} == {"bag", "cat", "doggy", "hat", "light"}
+
+
 def test_scenes(data):
     assert [(item.name, item.path.name) for item in scene_candidates(CONFIG, data)] == [("sea side", "b.png")]
 
