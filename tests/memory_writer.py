@@ -26,10 +26,15 @@ def add(folder: str, name: str, number: int) -> None:
                 raise
 
 
+def say(text: object) -> None:
+    """One line by one system call: print makes two where PYTHONUNBUFFERED is set, and a kill may fall between them."""
+    os.write(1, f"{text}\n".encode())
+
+
 def edit(folder: str, name: str, saves: int) -> None:
-    print(os.getpid(), flush=True)
+    say(os.getpid())
     for number in range(saves):
-        print(number, flush=True)
+        say(number)
         add(folder, name, number)
 
 
@@ -41,4 +46,4 @@ if __name__ == "__main__":
             edit(sys.argv[1], name, int(saves))
             break
         os.waitpid(child, 0)
-        print("gone", flush=True)
+        say("gone")
