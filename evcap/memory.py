@@ -15,7 +15,7 @@ from evcap.memory_files import MemoryFormatError, read_memory, write_memory
 from evcap.vocabulary import clean_name
 
 CHUNK = 65536  # keys that become float32 at once while the index is filled
-BLAS_FROM = 20  # a picture's 32 queries go through matrix products; faiss 1.15 leaves that to 334 queries of width 384, 8 x slower
+BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
 BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
 
 

@@ -31,8 +31,8 @@ def features(captioner) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cosines(memory, features) -> np.ndarray:
-    """(8,32,M) float64, one query after the other."""
-    keys = unit(memory.keys).astype(np.float64)
+    """(8,32,M) float64, one query after the other; keys as they are stored, rounded to float16."""
+    keys = memory.keys.astype(np.float64)
     return np.array([[keys @ query for query in unit(picture).astype(np.float64)] for picture in features])
 
 
@@ -61,8 +61,8 @@ def test_retrieval_is_the_rule_of_the_release(memory, features, cosines, hits, k
         for query, (row, chosen) in enumerate(zip(near, which, strict=True)):
             allowed = [i for i in range(len(memory)) if i not in own[photo]]
             brute = np.sort(cosines[photo, query, allowed])[: -hits - 1 : -1]
-            np.testing.assert_allclose(row, brute, atol=1e-5)  # nothing nearer was missed
-            np.testing.assert_allclose(cosines[photo, query, chosen], brute, atol=1e-5)  # and these entries are so near
+            np.testing.assert_allclose(row, brute, atol=2e-6)  # nothing nearer was missed
+            np.testing.assert_allclose(cosines[photo, query, chosen], brute, atol=2e-6)  # and these entries are so near
             assert len(set(chosen)) == hits
         expected = rule_of_the_release(near, which, memory.names, keep, names)
         assert [(hit.name, hit.query) for hit in rows] == [(name, query) for name, _, query in expected]
@@ -72,4 +72,4 @@ def test_retrieval_is_the_rule_of_the_release(memory, features, cosines, hits, k
 def test_excluding_a_photos_nearest_picture_changes_what_is_found(memory, features, cosines):
     images = [memory.images[best % len(memory)] for best in cosines.reshape(len(features), -1).argmax(1)]
     for free, barred in zip(memory.search(features), memory.search(features, exclude=images), strict=True):
-        assert free[0].similarity > barred[0].similarity and len(free) > 1 and len(barred) > 1
+        assert free[0].similarity > barred[0].similarity
