@@ -5,8 +5,7 @@ one photo, all beams in one batch, and for every token the whole sequence anew. 
 names and prompts are computed once, before, and both sides only decode. The cacheless side runs on a part of the photos,
 for it is slow; rates are captions per second. The sides take turns, and each repeat gives one ratio.
 
-Both find the same captions in float32 (tests/test_search.py). In bfloat16, as timed, their sums round differently, so
-some captions part at a near tie; the share of equal ones is reported.
+Both are to find the same captions; the share of equal ones is reported.
 
     python bench/decoding.py --images FOLDER
 """
@@ -36,26 +35,13 @@ from evcap.predictor import Captioner
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 
 
-def open_captioner(preset: str, trained: Path | None) -> Captioner:
-    """The shipped captioner, or one with other trained tensors and an empty memory."""
-    if trained is None:
-        return Captioner.load(preset)
-    from evcap.build import build_model
-    from evcap.config import load_preset
-
-    model = build_model(load_preset(preset), trained)
-    model.language.merge()
-    return Captioner(model)
-
-
 @torch.inference_mode()
 def make_prompts(captioner: Captioner, photos: list[Path]) -> Prompt:
     """Prompts of all photos, through the whole chain up to the language model."""
     queries = captioner.query_features(photos)
     names = [[n.name for n in row] for row in captioner.retrieve(queries)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        vectors = captioner.model.visual_vectors(queries, *captioner._tokenize(names))
-        return captioner.model.language.prompt(vectors, names)
+    vectors = captioner.model.visual_vectors(queries, *captioner._tokenize(names))
+    return captioner.model.language.prompt(vectors, names)
 
 
 @torch.inference_mode()
@@ -63,8 +49,7 @@ def ours(language: LanguageModel, prompts: Prompt, decoding: DecodingConfig, bat
     captions = []
     for start in range(0, len(prompts.mask), batch):
         part = Prompt(prompts.embeddings[start : start + batch], prompts.mask[start : start + batch])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            captions += [row[0] for row in language.decode(part, 1, decoding)]
+        captions += [row[0] for row in language.decode(part, 1, decoding)]
     return captions
 
 
@@ -73,8 +58,7 @@ def without_cache(language: LanguageModel, prompts: Prompt, decoding: DecodingCo
     """One photo after the other; every step runs the language model over prompt and tokens of every beam from the start."""
     captions = []
     for embeddings, mask in zip(prompts.embeddings, prompts.mask, strict=True):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = beams_from_scratch(language, embeddings[mask], decoding)
+        tokens = beams_from_scratch(language, embeddings[mask], decoding)
         captions.append(language.tokenizer.decode(tokens, skip_special_tokens=True).strip())
     return captions
 
@@ -111,7 +95,6 @@ def timed(function, *arguments) -> tuple[list[str], float]:
 def main(
     images: Annotated[Path, typer.Option(help="Folder with the photos.")],
     preset: Annotated[str, typer.Option(help="Shipped preset or YAML file.")] = "embedded",
-    trained: Annotated[Path | None, typer.Option(help="Other trained tensors, for a run in progress.")] = None,
     photos: Annotated[int, typer.Option(help="Photos that the cached side captions.")] = 64,
     slow_photos: Annotated[int, typer.Option(help="Photos of these that the cacheless side captions.")] = 8,
     repeats: Annotated[int, typer.Option(help="Pairs of runs.")] = 3,
@@ -120,7 +103,7 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file of the figures.")] = RESULTS,
 ) -> None:
     files = find_images([str(images)])[:photos]
-    captioner = open_captioner(preset, trained)
+    captioner = Captioner.load(preset)
     language = captioner.model.language
     decoding = dataclasses.replace(captioner.preset.decoding, beams=beams)
     prompts = make_prompts(captioner, files)

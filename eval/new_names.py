@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 
 from evcap.build import build_model
@@ -85,7 +86,7 @@ def main(
         if name != clean_name(name):
             raise EvcapError(f"{config_path}: write the name '{name}' as '{clean_name(name)}'")
     finder = NameFinder(config.names)
-    model = build_model(load_preset(config.preset), config.trained)
+    model = build_model(load_preset(config.preset), config.trained, torch.float32)
     model.language.merge()
     captioner = Captioner(model)
     captioner.memory = VisualNameMemory.open(config.memory, captioner.encoder_fingerprint)

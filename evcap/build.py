@@ -20,7 +20,7 @@ from evcap.weights import (
 )
 
 
-def build_language(config: LanguageConfig, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
+def build_language(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
     """The frozen language model of a preset with its tokenizer, in eval mode."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -43,12 +43,13 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
     embeddings.requires_grad_(False)
 
 
-def build_model(preset: Preset, trained: str | Path | None) -> EVCap:
+def build_model(preset: Preset, trained: str | Path | None, dtype: torch.dtype = torch.bfloat16) -> EVCap:
     """The whole model; `trained` is a safetensors file of `trained_parts` or None to start training from scratch.
 
+    dtype: of the frozen language model, bfloat16 for training under autocast. All else is float32.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first.
     """
-    model = EVCap(preset, build_language(preset.language))
+    model = EVCap(preset, build_language(preset.language, dtype))
     if preset.vision.kind == "efficientnet-lite2":
         model.backbone.network.load_state_dict(efficientnet_lite2_state())
         load_name_embeddings(model.fusion.embeddings)

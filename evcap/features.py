@@ -95,7 +95,7 @@ def cached_queries(
 
     @torch.inference_mode()
     def compute(start: int, stop: int) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # captioning itself keeps float32 here
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # captioning itself is float32 throughout
             return model.query_features(torch.from_numpy(patches[start:stop]).float())
 
     title = "query features" + (", mirrored" if mirrored else "")

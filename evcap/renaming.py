@@ -36,8 +36,8 @@ class Renamer:
             self._near = {name: [strangers[i] for i in row] for name, row in zip(names, likest, strict=True)}
 
     def _substitute(self, name: str, draw: random.Random) -> str:
-        near = self._near and draw.random() < 0.5
-        return draw.choice(self._near[name] if near else self._substitutes)
+        near = self._near.get(name)
+        return draw.choice(near if near and draw.random() < 0.5 else self._substitutes)
 
     def mentioned(self, caption: str) -> list[str]:
         """Names the caption says."""
@@ -49,26 +49,33 @@ class Renamer:
             return []
         return [n for n in names if draw.random() >= share]
 
-    def rename(
-        self, names: Sequence[str], captions: Sequence[str], draw: random.Random, each: float = 0.7
-    ) -> tuple[list[str], list[str]]:
-        """Rename each retrieved name that a caption says, with probability `each`, in the list and in all captions."""
+    def table(self, names: Sequence[str], captions: Sequence[str], draw: random.Random, each: float = 0.7) -> dict[str, str]:
+        """Name -> substitute for each retrieved name that a caption says, with probability `each`."""
         said = {name for caption in captions for name in self.mentioned(caption)}
-        table = {n: self._substitute(n, draw) for n in names if n in said and draw.random() < each}
-        if not table:
-            return list(names), list(captions)
-        return [table.get(n, n) for n in names], [self.replace(c, table) for c in captions]
+        return {n: self._substitute(n, draw) for n in names if n in said and draw.random() < each}
 
     def replace(self, caption: str, table: dict[str, str]) -> str:
         """The caption with the table's names replaced, in number and with their article, and the sentence's capital kept."""
-        pieces, place = [], 0
-        for match in self._finder.find(caption):
-            if match.name in table:
-                word = table[match.name]
-                before = caption[place : match.start]
-                if not match.plural:
-                    before = re.sub(r"\b([Aa])n? $", r"\1n " if word[0] in "aeiou" else r"\1 ", before)
-                pieces += [before, pluralize(word) if match.plural else word]
-                place = match.end
-        text = "".join(pieces) + caption[place:]
-        return text[:1].upper() + text[1:]
+        return _replace(caption, table, self._finder)
+
+
+def restore(caption: str, table: dict[str, str]) -> str:
+    """The caption with substitutes turned back into their names. A name said in spite of its substitute becomes "thing"."""
+    back = dict.fromkeys(table, "thing") | {substitute: name for name, substitute in table.items()}
+    return _replace(caption, back, NameFinder(back))
+
+
+def _replace(caption: str, table: dict[str, str], finder: NameFinder) -> str:
+    if not table:
+        return caption
+    pieces, place = [], 0
+    for match in finder.find(caption):
+        if match.name in table:
+            word = table[match.name]
+            before = caption[place : match.start]
+            if not match.plural:
+                before = re.sub(r"\b([Aa])n? $", r"\1n " if word[0] in "aeiou" else r"\1 ", before)
+            pieces += [before, pluralize(word) if match.plural else word]
+            place = match.end
+    text = "".join(pieces) + caption[place:]
+    return text[:1].upper() + text[1:]

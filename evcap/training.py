@@ -116,8 +116,8 @@ class RunFolder:
             right = axis.twinx()
             handles += right.plot(*zip(*scores, strict=True), color="tab:orange", marker="o", label="validation CIDEr")
             right.set(ylabel="CIDEr")
-        axis.legend(handles=handles, loc="center right")
-        axis.set_title(self.folder.name)
+        axis.set_title(self.folder.name, loc="left")
+        figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False)
         path = self.folder / "curve.png"
         figure.savefig(path, dpi=130)
         plt.close(figure)

@@ -231,3 +231,8 @@ def test_the_shipped_model_through_the_real_command(captioner, examples, tmp_pat
     assert [line["caption"] for line in lines] == [caption.caption for caption in expected]
     assert [line["names"][0]["name"] for line in lines] == [caption.names[0].name for caption in expected]
     assert all(4 <= len(line["caption"].split()) <= 30 for line in lines)
+
+
+def test_captions_do_not_depend_on_the_batch(captioner, examples):
+    together = [c.caption for c in captioner.caption(examples, batch_size=len(examples))]
+    assert together == [captioner.caption(photo).caption for photo in examples]

@@ -111,7 +111,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 def run(monkeypatch, **changes):
     asked = []
     model = SimpleNamespace(language=SimpleNamespace(merge=lambda: asked.append("merged")))
-    monkeypatch.setattr(new_names, "build_model", lambda preset, trained: asked.append(trained) or model)
+    monkeypatch.setattr(new_names, "build_model", lambda preset, trained, dtype: asked.append(trained) or model)
     Path("config.yaml").write_text(yaml.safe_dump(SETTINGS | changes))
     return CliRunner().invoke(app, ["config.yaml", "--data", "."]), asked
 

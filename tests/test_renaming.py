@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.datasets import read_lvis_names
-from evcap.renaming import Renamer
+from evcap.renaming import Renamer, restore
 from evcap.vocabulary import clean_name, pluralize
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
@@ -37,9 +37,15 @@ class Dice:
         return options[self.place]
 
 
+def rename(renamer, names, captions, draw, **options):
+    """A list of names and its captions, changed as training changes them."""
+    table = renamer.table(names, captions, draw, **options)
+    return [table.get(n, n) for n in names], [renamer.replace(c, table) for c in captions]
+
+
 def test_list_and_captions_change_together(renamer):
     dice = Dice()
-    names, captions = renamer.rename(["dog", "grass", "bus"], ["A dog runs on grass", "Two dogs and a Dog", "Nothing"], dice)
+    names, captions = rename(renamer, ["dog", "grass", "bus"], ["A dog runs on grass", "Two dogs and a Dog", "Nothing"], dice)
     assert dice.offered == PLAIN
     assert names == ["wolf", "wolf", "bus"]  # a name that no caption says stays
     assert captions == ["A wolf runs on wolf", "Two wolves and a wolf", "Nothing"]
@@ -64,22 +70,41 @@ def test_replace(renamer, caption, table, expected):
     assert renamer.replace(caption, table) == expected
 
 
+@pytest.mark.parametrize(
+    "said, restored",
+    [
+        ("A wolf chases two ogres", "A dog chases two men"),
+        ("Wolves by an ogre", "Dogs by a man"),
+        ("A man and a wolf", "A thing and a dog"),  # "ogre" was listed for "man": the old word is no hit
+        ("A bus on grass", "A bus on grass"),
+    ],
+)
+def test_restore(said, restored):
+    assert restore(said, {"dog": "wolf", "man": "ogre"}) == restored
+
+
+def test_restore_undoes_replace(renamer):
+    table = {"dog": "wolf", "frisbee": "teapot"}
+    caption = "A dog brings two frisbees to other dogs"
+    assert restore(renamer.replace(caption, table), table) == caption
+
+
 def test_mentioned(renamer):
     assert renamer.mentioned("Men throw a frisbee to dogs") == ["man", "frisbee", "dog"]
 
 
 def test_a_name_must_be_retrieved_and_said_and_lucky(renamer):
     captions = ["A dog and a man"]
-    assert renamer.rename(["bus"], captions, Dice()) == (["bus"], captions)
-    assert renamer.rename([], captions, Dice()) == ([], captions)
-    assert renamer.rename(["dog"], captions, Dice(chance=0.7)) == (["dog"], captions)
-    assert renamer.rename(["dog"], captions, Dice(chance=0.69))[0] == ["wolf"]
+    assert rename(renamer, ["bus"], captions, Dice()) == (["bus"], captions)
+    assert rename(renamer, [], captions, Dice()) == ([], captions)
+    assert rename(renamer, ["dog"], captions, Dice(chance=0.7)) == (["dog"], captions)
+    assert rename(renamer, ["dog"], captions, Dice(chance=0.69))[0] == ["wolf"]
 
 
 def test_shares(renamer):
     """0.7 of the said names are renamed; of 4 names each is dropped in 20 % and, apart from that, all in 10 %."""
     draw, rounds = random.Random(0), 4000
-    renamed = sum(renamer.rename(["dog"], ["A dog"], draw)[1] != ["A dog"] for _ in range(rounds)) / rounds
+    renamed = sum(rename(renamer, ["dog"], ["A dog"], draw)[1] != ["A dog"] for _ in range(rounds)) / rounds
     assert abs(renamed - 0.7) < 0.03
     kept = [renamer.drop(NAMES[:4], 0.2, draw) for _ in range(rounds)]
     assert abs(sum(map(len, kept)) / (4 * rounds) - 0.9 * 0.8) < 0.02
@@ -95,7 +120,7 @@ def test_shares(renamer):
 @settings(deadline=None)
 def test_draws_repeat_and_other_words_stay(words, names, seed):
     renamer, caption = Renamer(NAMES, SUBSTITUTES), " ".join(words)
-    first, second = (renamer.rename(names, [caption], random.Random(seed)) for _ in range(2))
+    first, second = (rename(renamer, names, [caption], random.Random(seed)) for _ in range(2))
     assert first == second
     listed, (text,) = first
     assert len(listed) == len(names)
@@ -119,7 +144,7 @@ def test_every_second_substitute_is_near_in_meaning_and_no_name_of_the_memory():
         (0.51, "dog", ["man", "nun", "pony", "teapot", "wolf"]),
     ):
         dice = Dice(chance)
-        renamer.rename([name], [f"A {name}"], dice)
+        rename(renamer, [name], [f"A {name}"], dice)
         assert dice.offered == offered
 
 
@@ -127,21 +152,21 @@ def test_half_of_the_substitutes_are_near():
     """Of 5 substitutes wolf and pony are near: wolf comes in 1/4 + 1/10 of the draws, teapot in 1/10."""
     renamer = Renamer(["man", "dog"], ["wolf", "pony", "nun", "teapot", "man"], on_a_circle, near=2)
     draw, rounds = random.Random(0), 4000
-    found = [renamer.rename(["dog"], ["A dog"], draw, each=1.0)[0][0] for _ in range(rounds)]
+    found = [rename(renamer, ["dog"], ["A dog"], draw, each=1.0)[0][0] for _ in range(rounds)]
     assert abs(found.count("wolf") / rounds - 0.35) < 0.03
     assert abs(found.count("teapot") / rounds - 0.1) < 0.02
 
 
 def test_more_near_names_asked_for_than_there_are():
     dice = Dice()
-    Renamer(["dog"], ["wolf", "dog", "teapot"], on_a_circle, near=30).rename(["dog"], ["A dog"], dice)
+    Renamer(["dog"], ["wolf", "dog", "teapot"], on_a_circle, near=30).table(["dog"], ["A dog"], dice)
     assert dice.offered == ["wolf", "teapot"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_without_embeddings_nothing_is_drawn_but_chance_and_substitute(renamer, seed):
     draw, same = random.Random(seed), random.Random(seed)
-    names, _ = renamer.rename(["dog"], ["A dog"], draw, each=1.0)
+    names, _ = rename(renamer, ["dog"], ["A dog"], draw, each=1.0)
     same.random()
     assert names == [same.choice(PLAIN)] and draw.getstate() == same.getstate()
 

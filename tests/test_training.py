@@ -170,3 +170,12 @@ def test_settings_of_a_run_are_kept():
     straight("train")
     kept = json.loads((world() / "train-straight" / "settings.json").read_text())
     assert kept["seed"] == 3 and kept["sets"] == ["squares"]
+
+
+def test_self_critical_training():
+    """Every step logs the mean CIDEr of the captions it drew, and the same parts learn as from given captions."""
+    finish(start("train", config_for("train", "critic", samples=3, epochs=1)))
+    steps = [row for row in log("critic") if "loss" in row]
+    assert len(steps) == STEPS // 3 and all(0 <= row["reward"] <= 10 for row in steps)
+    begin, end = read_safetensors(world() / "start.safetensors"), read_safetensors(world() / "critic" / "last.safetensors")
+    assert {k.split(".")[0] for k in end if not torch.equal(end[k], begin[k].half())} <= {"fusion", "projection", "language"}

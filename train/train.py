@@ -30,7 +30,7 @@ from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
-from evcap.renaming import Renamer
+from evcap.renaming import Renamer, restore
 from evcap.reward import CiderReward
 from evcap.text import SentenceEmbedder, clean_caption
 from evcap.training import read_split
@@ -97,21 +97,27 @@ def retrieved_names(memory: VisualNameMemory, queries, records, rule, quiet: boo
 def validate(captioner: Captioner, queries, records) -> float:
     """CIDEr of beam-3 captions with the memory."""
     captioner.model.eval()
-    captions = captioner.caption_features(torch.from_numpy(queries).float(), beams=3, max_length=24, batch_size=40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        captions = captioner.caption_features(torch.from_numpy(queries).float(), beams=3, max_length=24, batch_size=40)
     captioner.model.train()
     predictions = {i: c.caption for i, c in enumerate(captions)}
     return cider(predictions, {i: records[i].captions for i in predictions})
 
 
 @torch.no_grad()
-def criticise(model: EVCap, reward: CiderReward, queries, name_ids, name_mask, names, references, config: Config):
-    """Draw captions and score them: each counts by how far its CIDEr lies above the mean of the picture's others."""
+def criticise(model: EVCap, reward: CiderReward, queries, name_ids, name_mask, names, references, tables, config: Config):
+    """Draw captions and score them: each counts by how far its CIDEr lies above the mean of the picture's others.
+
+    references: captions before renaming; `tables` turn the drawn captions back. CIDEr weighs rare words heavily: scored as
+    they are, substitutes are the rarest words of all and everything listed is copied (docs/embedded.md).
+    """
     model.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         vectors = model.visual_vectors(queries, name_ids, name_mask)
         drawn = model.language.sample(model.language.prompt(vectors, names), config.samples, max_length=24)
     model.train()
-    rewards = reward(drawn, references)
+    restored = [[restore(c, table) for c in row] for row, table in zip(drawn, tables, strict=True)]
+    rewards = reward(restored, references)
     advantage = (rewards - rewards.mean(1, keepdim=True)) * config.samples / (config.samples - 1)
     return drawn, advantage, rewards.mean().item()
 
@@ -156,19 +162,21 @@ def main(
     trainer = loop.start(Trainer(model, model.language.widest_tail()), model, len(records))
     for rows, draws in loop.batches(lambda: {"cider": validate(captioner, val_queries, val_records)}):
         draw = random.Random(draws)
-        queries, names, texts = [], [], []
+        queries, names, texts, tables = [], [], [], []
         for row in rows:
             view = draw.random() < 0.5
             queries.append(torch.from_numpy(views[view][row]))
             kept = renamer.drop(view_names[view][row], config.drop_names, draw)
             said = draw.sample(captions[row], len(captions[row]))
-            kept, said = renamer.rename(kept, said, draw) if draw.random() < config.rename else (kept, said)
-            names.append(kept)
-            texts.append(said)
+            table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
+            names.append([table.get(name, name) for name in kept])
+            texts.append([renamer.replace(caption, table) for caption in said])
+            tables.append(table)
         inputs = (torch.stack(queries).float(), *tokenize(names), names)
         weights, scores = None, {}
         if reward:
-            texts, weights, scores["reward"] = criticise(model, reward, *inputs, texts, config)
+            references = [captions[row] for row in rows]
+            texts, weights, scores["reward"] = criticise(model, reward, *inputs, references, tables, config)
         loop.backward(trainer(*inputs, model.language.pack(texts, config.text_slots), weights), **scores)
 
 
