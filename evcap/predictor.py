@@ -60,7 +60,7 @@ class Captioner:
         if settings.assets is None:
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
         assets = preset_path(preset).parent / settings.assets
-        # float32 throughout: in bfloat16 a third of the captions change with the batch size, and without CPU support it crawls
+        # float32 throughout: in bfloat16 a third of the captions change with the batch size (docs/embedded.md)
         model = build_model(settings, assets / "trained.safetensors", torch.float32)
         model.language.merge()
         captioner = cls(model)
