@@ -49,7 +49,7 @@ def ours(language: LanguageModel, prompts: Prompt, decoding: DecodingConfig, bat
     captions = []
     for start in range(0, len(prompts.mask), batch):
         part = Prompt(prompts.embeddings[start : start + batch], prompts.mask[start : start + batch])
-        captions += [row[0] for row in language.decode(part, 1, decoding)]
+        captions += [row[0].text for row in language.decode(part, 1, decoding)]
     return captions
 
 

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
-from evcap.build import build_model
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_yaml
 from evcap.console import command
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner
 from evcap.vocabulary import NameFinder, clean_name
@@ -86,10 +83,7 @@ def main(
         if name != clean_name(name):
             raise EvcapError(f"{config_path}: write the name '{name}' as '{clean_name(name)}'")
     finder = NameFinder(config.names)
-    model = build_model(load_preset(config.preset), config.trained, torch.float32)
-    model.language.merge()
-    captioner = Captioner(model)
-    captioner.memory = VisualNameMemory.open(config.memory, captioner.encoder_fingerprint)
+    captioner = Captioner.load(config.preset, config.memory, config.trained)
     records = [r for split in config.splits for r in read(config, data, split)]
     references = {i: r.captions for i, r in enumerate(records)}
     queries = captioner.query_features([r.path for r in records], batch_size=32)

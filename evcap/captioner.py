@@ -11,7 +11,7 @@ from evcap.backbone import build_backbone
 from evcap.config import DecodingConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameFusion
-from evcap.language import LanguageModel, PackedCaptions
+from evcap.language import Hypothesis, LanguageModel, PackedCaptions
 from evcap.qformer import QFormer
 
 
@@ -42,9 +42,9 @@ class EVCap(nn.Module):
         self.language = language
         self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
 
-    def query_features(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B,P,C) -> Q (B,32,W)."""
-        queries = self.image_qformer(self.patch_door(patches))
+    def query_features(self, patches: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Patch tokens (B,P,C), mask (B,P) bool True = visible or None -> Q (B,32,W)."""
+        queries = self.image_qformer(self.patch_door(patches), mask)
         return nn.functional.normalize(queries, dim=-1) if self.preset.unit_queries else queries
 
     def name_features(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
@@ -76,8 +76,8 @@ class EVCap(nn.Module):
         names: Sequence[Sequence[str]],
         num_captions: int,
         decoding: DecodingConfig,
-    ) -> list[list[str]]:
-        """`num_captions` captions for each of B pictures, best first."""
+    ) -> list[list[Hypothesis]]:
+        """`num_captions` captions for each of B pictures, likeliest first."""
         vectors = self.visual_vectors(queries, name_ids, name_mask)
         return self.language.decode(self.language.prompt(vectors, names), num_captions, decoding)
 

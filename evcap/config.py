@@ -76,6 +76,7 @@ class DecodingConfig:
     min_length: int = 0
     max_length: int = 32
     length_penalty: float = 1.0
+    likeness: float = 0.0  # weight of image-text similarity in the choice among the beams; 0 = likelihood alone
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,14 @@ class Prompt:
     mask: torch.Tensor  # (B,P) bool, True = real
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """A caption that the search found, and its length-normalised log-probability."""
+
+    text: str
+    score: float
+
+
 @dataclass
 class PackedCaptions:
     """All captions of each picture in one row of L slots, behind one shared prompt."""
@@ -141,10 +149,13 @@ class LanguageModel(nn.Module):
     def sample(self, prompt: Prompt, count: int, max_length: int) -> list[list[str]]:
         """`count` random captions of each picture, as self-critical training needs them."""
         drawn = sample(self.llm, prompt.embeddings, prompt.mask, self.newline, count, max_length)
-        return [[self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in row] for row in drawn]
+        return [[self._text(ids) for ids in row] for row in drawn]
 
     @torch.inference_mode()
-    def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[str]]:
-        """The `num_captions` best captions of each picture, best first."""
-        hypotheses = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
-        return [[self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in row] for row in hypotheses]
+    def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[Hypothesis]]:
+        """The `num_captions` likeliest captions of each picture, likeliest first."""
+        found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
+        return [[Hypothesis(self._text(tokens), score) for score, tokens in row] for row in found]
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

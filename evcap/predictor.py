@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
+from evcap.choice import BeamChoice
 from evcap.config import Preset, load_preset, preset_path
 from evcap.errors import EvcapError
 from evcap.images import open_image, to_rgb, to_tensor
@@ -44,6 +46,8 @@ class Captioner:
     def __init__(self, model: EVCap, memory: VisualNameMemory | None = None):
         self.model = model.eval()
         self.preset: Preset = model.preset
+        if self.preset.decoding.likeness and model.text_projection is None:
+            raise EvcapError(f"preset '{self.preset.name}': decoding.likeness needs the text projection, set text_width")
         self.encoder_fingerprint = encoder_fingerprint(model)
         if memory is None:
             memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
@@ -51,17 +55,22 @@ class Captioner:
         self._tokenize = name_tokenizer()
 
     @classmethod
-    def load(cls, preset: str | Path = "embedded", memory: str | Path | VisualNameMemory | None = None) -> Captioner:
-        """Open a preset's trained tensors and its memory (or another one), ready on the CPU.
+    def load(
+        cls,
+        preset: str | Path = "embedded",
+        memory: str | Path | VisualNameMemory | None = None,
+        trained: str | Path | None = None,
+    ) -> Captioner:
+        """Open a preset's trained tensors and its memory, or others in their place, ready on the CPU.
 
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
         settings = load_preset(preset)
-        if settings.assets is None:
+        if settings.assets is None and (trained is None or memory is None):
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
-        assets = preset_path(preset).parent / settings.assets
+        assets = preset_path(preset).parent / (settings.assets or "")
         # float32 throughout: in bfloat16 a third of the captions change with the batch size (docs/embedded.md)
-        model = build_model(settings, assets / "trained.safetensors", torch.float32)
+        model = build_model(settings, trained or assets / "trained.safetensors", torch.float32)
         model.language.merge()
         captioner = cls(model)
         if isinstance(memory, VisualNameMemory):
@@ -104,14 +113,22 @@ class Captioner:
         decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
         if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
             raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
+        found = max(decoding.beams, num_captions) if decoding.likeness else num_captions
         results = []
         for start in range(0, len(queries), batch_size):
             batch = queries[start : start + batch_size]
             names = self.retrieve(batch)
             plain = [[n.name for n in row] for row in names]
-            captions = self.model.generate(batch, *self._tokenize(plain), plain, num_captions, decoding)
+            hypotheses = self.model.generate(batch, *self._tokenize(plain), plain, found, decoding)
+            if decoding.likeness:
+                hypotheses = self._choice(batch, hypotheses, plain, decoding.likeness)
+            captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
             results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
         return results
+
+    @cached_property
+    def _choice(self) -> BeamChoice:
+        return BeamChoice(self.model.text_projection)
 
     def names(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
         """Names the memory gives for each picture, best first."""

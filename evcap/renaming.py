@@ -59,10 +59,11 @@ class Renamer:
         return _replace(caption, table, self._finder)
 
 
-def restore(caption: str, table: dict[str, str]) -> str:
-    """The caption with substitutes turned back into their names. A name said in spite of its substitute becomes "thing"."""
+def restore(captions: Sequence[str], table: dict[str, str]) -> list[str]:
+    """Captions with substitutes turned back into their names. A name said in spite of its substitute becomes "thing"."""
     back = dict.fromkeys(table, "thing") | {substitute: name for name, substitute in table.items()}
-    return _replace(caption, back, NameFinder(back))
+    finder = NameFinder(back)
+    return [_replace(caption, back, finder) for caption in captions]
 
 
 def _replace(caption: str, table: dict[str, str], finder: NameFinder) -> str:

@@ -84,8 +84,8 @@ def beam_search(
     stop: int,
     num_captions: int,
     decoding: DecodingConfig,
-) -> list[list[list[int]]]:
-    """Best token sequences for B prompts, prompt (B,P,d) and mask (B,P) bool, best first, without the stop token.
+) -> list[list[tuple[float, list[int]]]]:
+    """Hypotheses (score, tokens without the stop) for B prompts, prompt (B,P,d) and mask (B,P) bool, best first.
 
     A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities
     divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one picture all differ.
@@ -207,10 +207,9 @@ class _BeamState:
                 self.closed[b] = True
         return all(self.closed)
 
-    def best(self) -> list[list[list[int]]]:
+    def best(self) -> list[list[tuple[float, list[int]]]]:
         for b in range(self.batch):
             if len(self.done[b]) < self.wanted:  # cut at max_length: live beams count as they stand
                 for score, tokens in zip(self.scores[b].tolist(), self.tokens[b].tolist(), strict=True):
                     self._finish(b, score, tokens, len(tokens))
-        ranked = [sorted(done, key=lambda pair: -pair[0]) for done in self.done]
-        return [[tokens for _, tokens in done[: self.wanted]] for done in ranked]
+        return [sorted(done, key=lambda pair: -pair[0])[: self.wanted] for done in self.done]

@@ -31,8 +31,7 @@ class SentenceEmbedder:
             encoded = self._tokenizer.encode_batch(list(texts[start : start + batch_size]))
             ids = torch.tensor([e.ids for e in encoded])
             mask = torch.tensor([e.attention_mask for e in encoded])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                hidden = self._model(ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
+            hidden = self._model(ids, attention_mask=mask).last_hidden_state * mask[..., None]
             rows.append(torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1))
         return torch.cat(rows) if rows else torch.zeros(0, 384)
 

@@ -82,13 +82,17 @@ def naive_beam_search(next_token, wanted, decoding):
 
 
 @torch.inference_mode()
-def ours(llm, prompt, mask, wanted, decoding):
+def found(llm, prompt, mask, wanted, decoding):
     return beam_search(llm, prompt, mask, STOP, wanted, decoding)
+
+
+def ours(llm, prompt, mask, wanted, decoding):
+    return [[tokens for _, tokens in row] for row in found(llm, prompt, mask, wanted, decoding)]
 
 
 def naive(llm, prompt, mask, wanted, decoding):
     rows = zip(prompt, mask, strict=True)
-    return [[t for _, t in naive_beam_search(Naive(llm, p, m), wanted, decoding)] for p, m in rows]
+    return [naive_beam_search(Naive(llm, p, m), wanted, decoding) for p, m in rows]
 
 
 CASES = [
@@ -112,7 +116,11 @@ def test_equals_the_naive_search(seed, stop_bias, wanted, beams, shortest, longe
     llm = model(seed, stop_bias)
     decoding = DecodingConfig(beams, shortest, longest, penalty)
     prompt, mask = prompts(seed, [7, 4, 9])
-    assert ours(llm, prompt, mask, wanted, decoding) == naive(llm, prompt, mask, wanted, decoding)
+    rows = found(llm, prompt, mask, wanted, decoding)
+    expected = naive(llm, prompt, mask, wanted, decoding)
+    assert [[tokens for _, tokens in row] for row in rows] == [[tokens for _, tokens in row] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert [score for score, _ in row] == pytest.approx([score for score, _ in other], abs=1e-4)
 
 
 @given(
@@ -133,8 +141,8 @@ def test_equals_the_naive_search_anywhere(seed, stop_bias, wanted, beams, shorte
 def test_one_beam_is_greedy(seed):
     llm = model(seed, 1.0)
     prompt, mask = prompts(seed, [5, 8])
-    found = ours(llm, prompt, mask, 1, DecodingConfig(beams=1, max_length=9))
-    for row, p, m in zip(found, prompt, mask, strict=True):
+    best = ours(llm, prompt, mask, 1, DecodingConfig(beams=1, max_length=9))
+    for row, p, m in zip(best, prompt, mask, strict=True):
         next_token, tokens = Naive(llm, p, m), []
         while len(tokens) < 9:
             chances = next_token(tokens)
@@ -247,9 +255,9 @@ def test_the_benchmark_compares_like_with_like(seed):
     language.llm.lm_head = head
     torch.manual_seed(seed)
     prompts = language.prompt(torch.randn(3, 4, 32), [["dog"], [], ["cat", "bus"]])
-    found = beam_search(language.llm, prompts.embeddings, prompts.mask, language.newline, 1, decoding)
-    for (row,), embeddings, mask in zip(found, prompts.embeddings, prompts.mask, strict=True):
-        assert beams_from_scratch(language, embeddings[mask], decoding) == row
+    best = beam_search(language.llm, prompts.embeddings, prompts.mask, language.newline, 1, decoding)
+    for ((_, tokens),), embeddings, mask in zip(best, prompts.embeddings, prompts.mask, strict=True):
+        assert beams_from_scratch(language, embeddings[mask], decoding) == tokens
 
 
 def test_decode_gives_the_text_of_the_search():
@@ -258,8 +266,10 @@ def test_decode_gives_the_text_of_the_search():
     prompt = language.prompt(torch.randn(2, 4, 32), [["dog"], []])
     decoding = DecodingConfig(beams=3, max_length=6)
     with torch.inference_mode():
-        tokens = beam_search(language.llm, prompt.embeddings, prompt.mask, language.newline, 2, decoding)
+        rows = beam_search(language.llm, prompt.embeddings, prompt.mask, language.newline, 2, decoding)
     texts = language.decode(prompt, 2, decoding)
-    assert texts == [[language.tokenizer.decode(t, skip_special_tokens=True).strip() for t in row] for row in tokens]
+    assert [[(h.score, h.text) for h in row] for row in texts] == [
+        [(score, language.tokenizer.decode(t, skip_special_tokens=True).strip()) for score, t in row] for row in rows
+    ]
     one = language.decode(prompt, 1, dataclasses.replace(decoding, beams=1))
     assert [len(row) for row in texts] == [2, 2] and [len(row) for row in one] == [1, 1]

@@ -52,6 +52,8 @@ class Config:
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
     samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
+    views: int = 2  # of each picture: as it is, mirrored, then crops of both in turn
+    crop: float = 0.6  # of the third view on: a random rectangle of the patch tokens, each side at least this share
     rename: float = 0.5  # share of pictures whose matched names are renamed
     drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
@@ -116,7 +118,7 @@ def criticise(model: EVCap, reward: CiderReward, queries, name_ids, name_mask, n
         vectors = model.visual_vectors(queries, name_ids, name_mask)
         drawn = model.language.sample(model.language.prompt(vectors, names), config.samples, max_length=24)
     model.train()
-    restored = [[restore(c, table) for c in row] for row, table in zip(drawn, tables, strict=True)]
+    restored = [restore(row, table) for row, table in zip(drawn, tables, strict=True)]
     rewards = reward(restored, references)
     advantage = (rewards - rewards.mean(1, keepdim=True)) * config.samples / (config.samples - 1)
     return drawn, advantage, rewards.mean().item()
@@ -147,7 +149,8 @@ def main(
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     with accelerator.main_process_first():
-        views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
+        crops = [1.0 if view < 2 else config.crop for view in range(config.views)]
+        views = [cached_queries(model, records, data, encoder, v % 2 == 1, quiet, c, v) for v, c in enumerate(crops)]
         val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
     view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
@@ -164,7 +167,7 @@ def main(
         draw = random.Random(draws)
         queries, names, texts, tables = [], [], [], []
         for row in rows:
-            view = draw.random() < 0.5
+            view = draw.randrange(config.views)
             queries.append(torch.from_numpy(views[view][row]))
             kept = renamer.drop(view_names[view][row], config.drop_names, draw)
             said = draw.sample(captions[row], len(captions[row]))

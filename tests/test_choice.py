@@ -1,0 +1,107 @@
+"""Choosing among the beams, with the real sentence embedder; similarities against loops over queries and captions."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_evcap
+from torch import nn
+
+from evcap.choice import BeamChoice
+from evcap.errors import EvcapError
+from evcap.language import Hypothesis
+from evcap.predictor import Captioner
+from evcap.text import SentenceEmbedder
+from evcap.vocabulary import NameFinder
+
+TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog runs on grass", "A dragon", "A man sits"]
+
+
+@pytest.fixture(scope="module")
+def choice() -> BeamChoice:
+    torch.manual_seed(0)
+    return BeamChoice(nn.Linear(384, 24).requires_grad_(False))
+
+
+@torch.no_grad()
+def cosine(choice: BeamChoice, query: torch.Tensor, text: str) -> float:
+    return nn.functional.cosine_similarity(query, choice._project(SentenceEmbedder()([text])[0]), dim=0).item()
+
+
+def test_similarity_is_the_cosine_of_the_nearest_query(choice):
+    torch.manual_seed(1)
+    queries = torch.randn(2, 3, 24)
+    for picture, row, texts in zip(
+        queries, choice.similarity(queries, [TEXTS[:4], TEXTS[4:]]), (TEXTS[:4], TEXTS[4:]), strict=True
+    ):
+        expected = [max(cosine(choice, query, text) for query in picture) for text in texts]
+        assert row.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@given(
+    scores=st.lists(st.floats(-5, 0, width=32), min_size=1, max_size=6, unique=True),
+    names=st.lists(st.sampled_from(["dragon", "bike", "dog", "man", "grass"]), max_size=3, unique=True),
+    weight=st.sampled_from([0.0, 1.0, 1000.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_all_come_back_and_names_of_the_likeliest_go_first(choice, scores, names, weight, seed):
+    torch.manual_seed(seed)
+    queries = torch.randn(1, 5, 24)
+    row = [Hypothesis(text, score) for text, score in zip(TEXTS, sorted(scores, reverse=True), strict=False)]
+    (ordered,) = choice(queries, [row], [names], weight)
+    assert sorted(h.text for h in ordered) == sorted(h.text for h in row)
+
+    def has_them(hypothesis):
+        said = {m.name for m in NameFinder(names).find(hypothesis.text)}
+        return {m.name for m in NameFinder(names).find(row[0].text)} <= said
+
+    similarity = choice.similarity(queries, [[h.text for h in row]])[0].tolist()
+    value = {h: h.score + weight * s for h, s in zip(row, similarity, strict=True)}
+    first, second = [h for h in ordered if has_them(h)], [h for h in ordered if not has_them(h)]
+    assert ordered == first + second and row[0] in first
+    for part in (first, second):
+        assert part == sorted(part, key=lambda h: -value[h])
+
+
+def test_a_renamed_thing_is_not_renamed_back(choice):
+    """The picture is exactly "A man rides a bike"; the memory calls that thing a dragon."""
+    with torch.no_grad():
+        queries = choice._project(SentenceEmbedder()(["A man rides a bike"]))[None]
+    row = [Hypothesis("A man rides a dragon", -1.0), Hypothesis("A man rides a bike", -1.1)]
+    assert choice(queries, [row], [["dragon"]], 100.0)[0][0].text == "A man rides a dragon"
+    assert choice(queries, [row], [[]], 100.0)[0][0].text == "A man rides a bike"
+    assert choice(queries, [row], [[]], 0.0)[0][0].text == "A man rides a dragon"
+
+
+def test_a_preset_without_text_projection_cannot_weigh_likeness():
+    model = tiny_evcap()
+    model.preset = dataclasses.replace(model.preset, decoding=dataclasses.replace(model.preset.decoding, likeness=1.0))
+    model.text_projection = None
+    with pytest.raises(EvcapError, match="text_width"):
+        Captioner(model)
+
+
+def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
+    """With the weight at 0 the beams in their order; with the preset's, the same beams, the chosen one first."""
+    from conftest import EXAMPLES
+
+    queries = captioner.query_features(sorted(EXAMPLES.glob("*.jpg"))[:3])
+    preset = captioner.preset
+    chosen = captioner.caption_features(queries, num_captions=5, beams=5)
+    one = captioner.caption_features(queries, num_captions=1, beams=5)
+    try:
+        captioner.preset = dataclasses.replace(preset, decoding=dataclasses.replace(preset.decoding, likeness=0.0))
+        likeliest = captioner.caption_features(queries, num_captions=5, beams=5)
+    finally:
+        captioner.preset = preset
+    names = [[n.name for n in row.names] for row in chosen]
+    similar = captioner._choice.similarity(queries, [row.captions for row in likeliest])
+    for i, row in enumerate(likeliest):
+        assert sorted(chosen[i].captions) == sorted(row.captions) and chosen[i].caption == one[i].caption
+        said = {m.name for m in NameFinder(names[i]).find(row.caption)}
+        assert said <= {m.name for m in NameFinder(names[i]).find(chosen[i].caption)}
+        place = row.captions.index(chosen[i].caption)
+        assert similar[i][place] >= similar[i][0] - 1e-6  # a less likely one was only taken for looking more alike
