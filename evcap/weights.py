@@ -165,6 +165,7 @@ def fingerprint(tensors: dict[str, torch.Tensor], settings: dict) -> str:
     """Short hash of tensors and settings; memories made by another encoder carry another one."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

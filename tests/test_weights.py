@@ -164,6 +164,9 @@ def test_fingerprints_differ_where_memories_would():
         (base | {"c": torch.tensor(2.5)}, settings),
         ({"d" if k == "c" else k: v for k, v in base.items()}, settings),  # still the last: the bytes keep their order
         (base | {"a": base["a"].double()}, settings),
+        (base | {"a": base["a"].view(torch.int32)}, settings),  # same bytes
+        (base | {"b": torch.ones(3, 0)}, settings),
+        (base | {"c": torch.tensor([2.0])}, settings),
         (base, {"width": 5}),
     ]
     assert len({fingerprint(*v) for v in variants}) == len(variants)
