@@ -42,9 +42,9 @@ class EVCap(nn.Module):
         self.language = language
         self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
 
-    def query_features(self, patches: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Patch tokens (B,P,C), mask (B,P) bool True = visible or None -> Q (B,32,W)."""
-        queries = self.image_qformer(self.patch_door(patches), mask)
+    def query_features(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B,P,C) -> Q (B,32,W)."""
+        queries = self.image_qformer(self.patch_door(patches))
         return nn.functional.normalize(queries, dim=-1) if self.preset.unit_queries else queries
 
     def name_features(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:

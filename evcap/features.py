@@ -84,29 +84,21 @@ def cached_queries(
     encoder: str,
     mirrored: bool = False,
     quiet: bool = False,
-    crop: float = 1.0,
-    seed: int = 0,
 ) -> np.ndarray:
-    """Q of all pictures by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
-
-    crop: below 1, Q of one random rectangle of each picture's patch tokens (`random_rectangles`), drawn from `seed`.
-    """
+    """Q of all pictures by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16."""
     shape = (model.preset.image_queries, model.preset.image_qformer.width)
     key = {"files": [str(r.path.relative_to(data)) for r in records], "flip": mirrored, "encoder": encoder}
-    if crop < 1:
-        key["crop"] = [crop, seed]
     cache = FeatureCache(cache_folder() / "features", key, len(records), shape)
     if cache.done == len(records):
         return cache.rows
     patches = cached_patches(model, records, data, mirrored, quiet)
-    visible = random_rectangles(*patches.shape[:2], crop, torch.Generator().manual_seed(seed))
 
     @torch.inference_mode()
     def compute(start: int, stop: int) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):  # captioning itself is float32 throughout
-            return model.query_features(torch.from_numpy(patches[start:stop]).float(), visible[start:stop])
+            return model.query_features(torch.from_numpy(patches[start:stop]).float())
 
-    title = "query features" + (", mirrored" if mirrored else "") + (f", crop {seed}" if crop < 1 else "")
+    title = "query features" + (", mirrored" if mirrored else "")
     with tqdm(total=len(records), desc=title, unit="img", disable=quiet) as bar:
         cache.fill(compute, 64, bar.update)
     return cache.rows
@@ -121,18 +113,3 @@ def cached_sentences(texts: Sequence[str], quiet: bool = False) -> torch.Tensor:
         with tqdm(total=len(texts), desc="sentences", unit="text", disable=quiet) as bar:
             cache.fill(lambda start, stop: embed(texts[start:stop]), 256, bar.update)
     return torch.from_numpy(cache.rows[:].astype(np.float32))
-
-
-def random_rectangles(count: int, tokens: int, least: float, draw: torch.Generator | None = None) -> torch.Tensor:
-    """Crops of a square patch grid: (count, tokens) bool, True inside a random rectangle with sides of at least `least`.
-
-    Every picture has but two cached views; without crops the Q-Former learns them by heart (docs/embedded.md).
-    """
-    side = round(tokens**0.5)
-    cells = torch.arange(side)
-    inside = []
-    for _ in range(2):  # rows, columns
-        length = torch.randint(max(1, round(least * side)), side + 1, (count, 1), generator=draw)
-        start = (torch.rand(count, 1, generator=draw) * (side - length + 1)).long()
-        inside.append((cells >= start) & (cells < start + length))
-    return (inside[0][:, :, None] & inside[1][:, None, :]).flatten(1)

@@ -15,7 +15,7 @@ from torch import nn
 
 from evcap.captioner import EVCap
 from evcap.datasets import CaptionedImage
-from evcap.features import FeatureCache, cached_patches, cached_queries, random_rectangles
+from evcap.features import FeatureCache, cached_patches, cached_queries
 
 REPOSITORY = Path(__file__).parent.parent
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
@@ -147,35 +147,3 @@ def test_features_of_pictures(model, records, tmp_path):
     assert (cached_queries(model, records, tmp_path, "encoder a", quiet=True) == queries).all()
     with pytest.raises(TypeError):  # ... but by another encoder
         cached_queries(model, records, tmp_path, "encoder b", quiet=True)
-
-
-@pytest.mark.parametrize("side, least", [(9, 0.6), (9, 0.7), (4, 0.01), (5, 1.0), (1, 0.5)])
-def test_random_rectangles_are_rectangles_of_every_place_and_size(side, least):
-    torch.manual_seed(0)
-    views = random_rectangles(400, side * side, least).view(-1, side, side)
-    shapes, corners = set(), set()
-    for view in views:
-        rows, columns = view.nonzero().unbind(1)
-        height, width = len(set(rows.tolist())), len(set(columns.tolist()))
-        top, left = rows.min().item(), columns.min().item()
-        assert view[top : top + height, left : left + width].all() and view.sum() == height * width
-        assert min(height, width) >= max(1, round(least * side))
-        shapes.add((height, width))
-        corners.add((top, left))
-    free = side - max(1, round(least * side)) + 1  # sizes of one side, and places of the smallest
-    assert len(shapes) == free**2 and len(corners) >= 0.8 * free**2
-
-
-def test_cached_crops_show_the_rectangle_only_and_repeat(model, records, tmp_path):
-    with torch.no_grad():
-        model.image_qformer.queries.normal_()
-        model.patch_door.position.normal_()  # unlike tokens, so that it matters which are seen
-    plain = cached_queries(model, records, tmp_path, "encoder", quiet=True)
-    crops = [cached_queries(model, records, tmp_path, "encoder", quiet=True, crop=0.3, seed=seed) for seed in (2, 3, 2)]
-    assert (crops[0] == crops[2]).all() and (crops[0] != crops[1]).any() and (crops[0] != plain).any()
-    patches = torch.from_numpy(cached_patches(model, records, tmp_path, quiet=True).astype(np.float32))
-    visible = random_rectangles(3, 4, 0.3, torch.Generator().manual_seed(2))
-    for row, picture, seen in zip(crops[0], patches, visible, strict=True):
-        with torch.inference_mode():
-            alone = model.image_qformer(model.patch_door(picture[None])[:, seen])[0]  # the rest is not there at all
-        np.testing.assert_allclose(row.astype(np.float32), alone.numpy(), atol=0.05)  # bfloat16

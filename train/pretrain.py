@@ -26,7 +26,7 @@ from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.datasets import CaptionedImage
 from evcap.errors import EvcapError
-from evcap.features import cached_patches, cached_sentences, random_rectangles
+from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
 from evcap.metrics import cider
 from evcap.text import SentenceEmbedder, clean_caption, content_words
@@ -50,7 +50,6 @@ class Config:
     caption_weight: float = 1.0
     weight_decay: float = 0.05
     warmup: int = 100
-    crop: float = 1.0  # training views show a random rectangle of the patch tokens, each side at least this share
     text_slots: int = 80  # caption tokens per picture and step, all its captions together
     extra_texts: int = 512  # captions of other pictures that join the contrast
     validate: int = 240  # pictures of the first set's val split; 0 = none
@@ -68,12 +67,12 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, patches, visible, texts, extra_texts, words, targets, captions):
+    def forward(self, patches, texts, extra_texts, words, targets, captions):
         """patches (B,P,C), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
 
-        visible: (B,P) bool, which patch tokens are shown; captions: PackedCaptions, or None when captioning is not trained.
+        captions: PackedCaptions, or None when captioning is not trained.
         """
-        queries = self.model.query_features(patches, visible)
+        queries = self.model.query_features(patches)
         count = texts.shape[1]
         texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts, words]))
         with torch.autocast("cpu", enabled=False):
@@ -217,8 +216,7 @@ def main(
         others = torch.randint(len(records), (config.extra_texts,))
         others = others[~torch.isin(others, torch.tensor(rows))]
         extra = embedded[others, torch.randint(per_picture, (len(others),))]
-        visible = random_rectangles(*patches.shape[:2], config.crop)
-        losses = trainer(patches, visible, embedded[rows], extra, word_texts, targets[rows].float(), packed)
+        losses = trainer(patches, embedded[rows], extra, word_texts, targets[rows].float(), packed)
         loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 
 

@@ -52,8 +52,6 @@ class Config:
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
     samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
-    views: int = 2  # of each picture: as it is, mirrored, then crops of both in turn
-    crop: float = 0.6  # of the third view on: a random rectangle of the patch tokens, each side at least this share
     rename: float = 0.5  # share of pictures whose matched names are renamed
     drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
@@ -149,8 +147,7 @@ def main(
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     with accelerator.main_process_first():
-        crops = [1.0 if view < 2 else config.crop for view in range(config.views)]
-        views = [cached_queries(model, records, data, encoder, v % 2 == 1, quiet, c, v) for v, c in enumerate(crops)]
+        views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
         val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
     view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
@@ -167,7 +164,7 @@ def main(
         draw = random.Random(draws)
         queries, names, texts, tables = [], [], [], []
         for row in rows:
-            view = draw.randrange(config.views)
+            view = draw.random() < 0.5
             queries.append(torch.from_numpy(views[view][row]))
             kept = renamer.drop(view_names[view][row], config.drop_names, draw)
             said = draw.sample(captions[row], len(captions[row]))
