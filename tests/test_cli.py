@@ -1,6 +1,7 @@
 """The command line on good input: formats, files, resuming, sidecars, names; the shipped model at the end."""
 
 import csv
+import functools
 import io
 import os
 import resource
@@ -129,7 +130,8 @@ def test_an_interrupted_run_goes_on_with_resume(photos, signal_number, code):
     command += ["--format", "jsonl", "--output", "out.jsonl"]
     Path("out.jsonl").write_text("an older result\n")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "SECONDS_A_BATCH": "0.5"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # started with "&", a shell's child would not
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     part = Path("out.jsonl.part")
     deadline = time.monotonic() + 60
     while not (part.exists() and part.read_text().count("\n") >= 2) and time.monotonic() < deadline:
