@@ -43,5 +43,6 @@ class BeamChoice:
             finder = NameFinder(own_names)
             said = [{match.name for match in finder.find(h.text)} for h in row]
             rank = [(s >= said[0], h.score + weight * v) for h, s, v in zip(row, said, similar.tolist(), strict=True)]
-            ordered.append([row[i] for i in sorted(range(len(row)), key=lambda i: rank[i], reverse=True)])
+            best_first = sorted(zip(rank, row, strict=True), key=lambda pair: pair[0], reverse=True)
+            ordered.append([hypothesis for _, hypothesis in best_first])
         return ordered
