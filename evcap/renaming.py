@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -26,7 +25,7 @@ class Renamer:
         embed: Callable[[list[str]], torch.Tensor] | None = None,
         near: int = 30,
     ):
-        names = self._names = sorted(set(names))
+        names = sorted(set(names))
         self._finder = NameFinder(names)
         plain = (clean_name(s.split("(")[0]) for s in substitutes)
         self._substitutes = sorted({s for s in plain if s and len(s.split()) <= 2})
@@ -50,21 +49,10 @@ class Renamer:
             return []
         return [n for n in names if draw.random() >= share]
 
-    def table(
-        self, names: Sequence[str], captions: Sequence[str], draw: random.Random, chances: Mapping[str, float]
-    ) -> dict[str, str]:
-        """Name -> substitute for each retrieved name that a caption says, with its probability in `chances`."""
+    def table(self, names: Sequence[str], captions: Sequence[str], draw: random.Random, each: float = 0.7) -> dict[str, str]:
+        """Name -> substitute for each retrieved name that a caption says, with probability `each`."""
         said = {name for caption in captions for name in self.mentioned(caption)}
-        return {n: self._substitute(n, draw) for n in names if n in said and draw.random() < chances[n]}
-
-    def chances(self, captions: Iterable[Sequence[str]], rare: float, frequent: float) -> dict[str, float]:
-        """How probably each name is renamed: `rare` for one never said, up to `frequent` for the one most pictures say.
-
-        captions: those of each picture. The more often a word is said, the stronger the habit that renaming has to break.
-        """
-        said = Counter(name for row in captions for name in {n for caption in row for n in self.mentioned(caption)})
-        most = max(said.values(), default=1)
-        return {name: rare + (frequent - rare) * said[name] / most for name in self._names}
+        return {n: self._substitute(n, draw) for n in names if n in said and draw.random() < each}
 
     def replace(self, caption: str, table: dict[str, str]) -> str:
         """The caption with the table's names replaced, in number and with their article, and the sentence's capital kept."""

@@ -37,9 +37,9 @@ class Dice:
         return options[self.place]
 
 
-def rename(renamer, names, captions, draw, chance=0.7):
+def rename(renamer, names, captions, draw, **options):
     """A list of names and its captions, changed as training changes them."""
-    table = renamer.table(names, captions, draw, dict.fromkeys(names, chance))
+    table = renamer.table(names, captions, draw, **options)
     return [table.get(n, n) for n in names], [renamer.replace(c, table) for c in captions]
 
 
@@ -112,20 +112,6 @@ def test_shares(renamer):
     assert renamer.drop(NAMES, 0.0, draw) == NAMES
 
 
-def test_chances_grow_with_the_pictures_that_say_the_name(renamer):
-    captions = [["A dog", "Dogs and a man"], ["Two dogs"], ["A man", "grass"], ["The dog's bus"], ["A dog", "A dog"], ["-"]]
-    chances = renamer.chances(captions, 0.2, 0.6)
-    assert chances == pytest.approx(
-        {"dog": 0.6, "man": 0.4, "grass": 0.3, "bus": 0.3, "frisbee": 0.2, "hot dog": 0.2, "fire hydrant": 0.2}
-    )
-    assert set(renamer.chances([], 0.2, 0.6).values()) == {0.2}
-
-
-def test_each_name_has_its_own_chance(renamer):
-    table = renamer.table(["dog", "man"], ["A dog and a man"], Dice(chance=0.5), {"dog": 0.51, "man": 0.5})
-    assert table == {"dog": "wolf"}
-
-
 @given(
     st.lists(st.sampled_from([*NAMES, *(n + "s" for n in NAMES), "on", "A", "zebra", ","]), max_size=10),
     st.lists(st.sampled_from(NAMES), unique=True),
@@ -166,21 +152,21 @@ def test_half_of_the_substitutes_are_near():
     """Of 5 substitutes wolf and pony are near: wolf comes in 1/4 + 1/10 of the draws, teapot in 1/10."""
     renamer = Renamer(["man", "dog"], ["wolf", "pony", "nun", "teapot", "man"], on_a_circle, near=2)
     draw, rounds = random.Random(0), 4000
-    found = [rename(renamer, ["dog"], ["A dog"], draw, chance=1.0)[0][0] for _ in range(rounds)]
+    found = [rename(renamer, ["dog"], ["A dog"], draw, each=1.0)[0][0] for _ in range(rounds)]
     assert abs(found.count("wolf") / rounds - 0.35) < 0.03
     assert abs(found.count("teapot") / rounds - 0.1) < 0.02
 
 
 def test_more_near_names_asked_for_than_there_are():
     dice = Dice()
-    Renamer(["dog"], ["wolf", "dog", "teapot"], on_a_circle, near=30).table(["dog"], ["A dog"], dice, {"dog": 1.0})
+    Renamer(["dog"], ["wolf", "dog", "teapot"], on_a_circle, near=30).table(["dog"], ["A dog"], dice)
     assert dice.offered == ["wolf", "teapot"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_without_embeddings_nothing_is_drawn_but_chance_and_substitute(renamer, seed):
     draw, same = random.Random(seed), random.Random(seed)
-    names, _ = rename(renamer, ["dog"], ["A dog"], draw, chance=1.0)
+    names, _ = rename(renamer, ["dog"], ["A dog"], draw, each=1.0)
     same.random()
     assert names == [same.choice(PLAIN)] and draw.getstate() == same.getstate()
 

@@ -35,7 +35,7 @@ COMMON = {
     "compile": False,
     "seed": 3,
 }
-RECIPES = {"pretrain": {"extra_texts": 4}, "train": {"train_lora": True, "rename": 0.5, "rename_frequent": 0.5, "drop_names": 0.2}}
+RECIPES = {"pretrain": {"extra_texts": 4}, "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2}}
 STEPS = 12  # 16 pictures, 4 a step, 3 epochs
 
 

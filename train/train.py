@@ -52,8 +52,7 @@ class Config:
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
     samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
-    rename: float = 0.3  # chance of a rare name that is retrieved and said to be renamed,
-    rename_frequent: float = 0.7  # and of the name most often said; the others lie between
+    rename: float = 0.5  # share of pictures whose matched names are renamed
     drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
     warmup: int = 100
@@ -152,7 +151,6 @@ def main(
         val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
     view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
-    chances = renamer.chances(captions, config.rename, config.rename_frequent)
     reward = CiderReward(captions) if config.samples else None
     tokenize = name_tokenizer()
 
@@ -170,7 +168,7 @@ def main(
             queries.append(torch.from_numpy(views[view][row]))
             kept = renamer.drop(view_names[view][row], config.drop_names, draw)
             said = draw.sample(captions[row], len(captions[row]))
-            table = renamer.table(kept, said, draw, chances)
+            table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
             names.append([table.get(name, name) for name in kept])
             texts.append([renamer.replace(caption, table) for caption in said])
             tables.append(table)
