@@ -17,7 +17,8 @@ class BeamChoice:
 
     The memory decides which names are said, the picture the rest: an edited memory may say what the picture does not show
     (a bike renamed dragon), so a hypothesis that lacks a retrieved name of the likeliest one stays behind those that have
-    them all. Nearest in the literature: reranking captions by CLIPScore (arXiv 2104.08718); the rule for names is ours.
+    them all, and of these the ones that say the first retrieved name lead. Nearest in the literature: reranking captions
+    by CLIPScore (arXiv 2104.08718); the rules for names are ours.
     """
 
     def __init__(self, text_projection: nn.Linear):
@@ -42,7 +43,9 @@ class BeamChoice:
         for row, similar, own_names in zip(hypotheses, similarity, names, strict=True):
             finder = NameFinder(own_names)
             said = [{match.name for match in finder.find(h.text)} for h in row]
-            rank = [(s >= said[0], h.score + weight * v) for h, s, v in zip(row, said, similar.tolist(), strict=True)]
+            first = set(own_names[:1])
+            values = [h.score + weight * v for h, v in zip(row, similar.tolist(), strict=True)]
+            rank = [(s >= said[0], s >= first, value) for s, value in zip(said, values, strict=True)]
             best_first = sorted(zip(rank, row, strict=True), key=lambda pair: pair[0], reverse=True)
             ordered.append([hypothesis for _, hypothesis in best_first])
         return ordered
