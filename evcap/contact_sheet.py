@@ -43,9 +43,11 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
 
     bands = choose(rows, columns)
     columns = len(bands["best"])
-    figure = Figure(figsize=(COLUMN * columns, 15.5), layout="constrained")
+    heights = [_height(chosen) for chosen in bands.values()]
+    figure = Figure(figsize=(COLUMN * columns, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=17, fontweight="bold", parse_math=False)
-    for part, (band, chosen) in zip(figure.subfigures(3, 1), bands.items(), strict=True):
+    parts = figure.subfigures(3, 1, height_ratios=heights)
+    for part, (band, chosen) in zip(parts, bands.items(), strict=True):
         part.supylabel(band, fontsize=16, fontweight="bold", color=BANDS[band])
         for axis, row in zip(part.subplots(1, columns, squeeze=False)[0], chosen, strict=True):
             axis.imshow(ImageOps.pad(open_image(row.path, FRAME[0]), FRAME, color="white"))
@@ -54,10 +56,22 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
                 spine.set(color=BANDS[band], linewidth=2.5)
             label = {"facecolor": BANDS[band], "edgecolor": "none"}
             axis.text(10, 14, f"CIDEr {row.score:.0f}", va="top", fontsize=11, color="white", bbox=label)
-            axis.set_title(_wrapped(CAPTION_LETTERS, row.caption), fontsize=13, fontweight="bold", loc="left", parse_math=False)
-            below = _wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
+            above, below = _texts(row)
+            axis.set_title(above, fontsize=13, fontweight="bold", loc="left", parse_math=False)
             axis.set_xlabel(below, fontsize=11, loc="left", parse_math=False)
     figure.savefig(output, dpi=100)
+
+
+def _texts(row: Scored) -> tuple[str, str]:
+    """What stands above and below a picture."""
+    below = _wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
+    return _wrapped(CAPTION_LETTERS, row.caption), below
+
+
+def _height(chosen: Sequence[Scored]) -> float:
+    """Inches of a band: its pictures, 3.75 wide, and the most lines above and below one."""
+    above, below = (max(text.count("\n") + 1 for text in texts) for texts in zip(*map(_texts, chosen), strict=True))
+    return 3.75 * FRAME[1] / FRAME[0] + 0.25 * above + 0.2 * below + 0.4
 
 
 def _wrapped(letters: int, *texts: str) -> str:
