@@ -43,20 +43,21 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
 
     bands = choose(rows, columns)
     columns = len(bands["best"])
-    heights = [_height(chosen) for chosen in bands.values()]
+    texts = [[_texts(row) for row in chosen] for chosen in bands.values()]
+    heights = [_height(band_texts) for band_texts in texts]
     figure = Figure(figsize=(COLUMN * columns, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=17, fontweight="bold", parse_math=False)
     parts = figure.subfigures(3, 1, height_ratios=heights)
-    for part, (band, chosen) in zip(parts, bands.items(), strict=True):
+    for part, (band, chosen), band_texts in zip(parts, bands.items(), texts, strict=True):
         part.supylabel(band, fontsize=16, fontweight="bold", color=BANDS[band])
-        for axis, row in zip(part.subplots(1, columns, squeeze=False)[0], chosen, strict=True):
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        for axis, row, (above, below) in zip(axes, chosen, band_texts, strict=True):
             axis.imshow(ImageOps.pad(open_image(row.path, FRAME[0]), FRAME, color="white"))
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set(color=BANDS[band], linewidth=2.5)
             label = {"facecolor": BANDS[band], "edgecolor": "none"}
             axis.text(10, 14, f"CIDEr {row.score:.0f}", va="top", fontsize=11, color="white", bbox=label)
-            above, below = _texts(row)
             axis.set_title(above, fontsize=13, fontweight="bold", loc="left", parse_math=False)
             axis.set_xlabel(below, fontsize=11, loc="left", parse_math=False)
     figure.savefig(output, dpi=100)
@@ -68,9 +69,9 @@ def _texts(row: Scored) -> tuple[str, str]:
     return _wrapped(CAPTION_LETTERS, row.caption), below
 
 
-def _height(chosen: Sequence[Scored]) -> float:
+def _height(texts: Sequence[tuple[str, str]]) -> float:
     """Inches of a band: its pictures, 3.75 wide, and the most lines above and below one."""
-    above, below = (max(text.count("\n") + 1 for text in texts) for texts in zip(*map(_texts, chosen), strict=True))
+    above, below = (max(text.count("\n") + 1 for text in side) for side in zip(*texts, strict=True))
     return 3.75 * FRAME[1] / FRAME[0] + 0.25 * above + 0.2 * below + 0.4
 
 
