@@ -18,6 +18,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import command
@@ -94,7 +95,9 @@ def main(
         if stage == "after":
             keys = captioner.keys([path for _, path in new]).astype(np.float16)
             captioner.memory.add(keys, [n for n, _ in new], ["new name"] * len(new), [p.name for _, p in new])
-        captions = [c.caption for c in captioner.caption_features(queries, beams=config.beams, batch_size=32)]
+        batches = tqdm(queries.split(32), desc=f"{stage} the new entries", unit="batch", disable=None)
+        answers = [a for batch in batches for a in captioner.caption_features(batch, beams=config.beams, batch_size=32)]
+        captions = [a.caption for a in answers]
         scores = f1_scores(finder, config.names, captions, records)
         result[stage] = {"names": scores, "mean_f1": sum(s["f1"] for s in scores.values()) / len(scores)}
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)

@@ -7,23 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from evcap.config import DecodingConfig
 from evcap.language import Hypothesis
+from evcap.phrases import PhraseModel
 from evcap.text import SentenceEmbedder, clean_caption
 from evcap.vocabulary import NameFinder
 
+LEADING = 2  # retrieved names that a caption should say, best first
+
 
 class BeamChoice:
-    """Orders hypotheses by score + weight x image-text similarity, that of the contrast in pretraining.
+    """Orders hypotheses by score + likeness x image-text similarity + phrases x fit of the wording.
 
-    The memory decides which names are said, the picture the rest: an edited memory may say what the picture does not show
-    (a bike renamed dragon), so a hypothesis that lacks a retrieved name of the likeliest one stays behind those that have
-    them all, and of these the ones that say the first retrieved name lead. Nearest in the literature: reranking captions
-    by CLIPScore (arXiv 2104.08718); the rules for names are ours.
+    Similarity is that of the contrast in pretraining, fit that of the phrase model. The memory decides which names are said,
+    the picture the rest: an edited memory may say what the picture does not show (a bike renamed dragon), so a hypothesis
+    that lacks a retrieved name of the likeliest one stays behind those that have them all, and of these the ones that say
+    more of the first two retrieved names lead. Nearest in the literature: reranking captions by CLIPScore (arXiv
+    2104.08718); the rules for names are ours.
     """
 
-    def __init__(self, text_projection: nn.Linear):
+    def __init__(self, text_projection: nn.Linear, phrases: PhraseModel | None = None):
         """text_projection: sentence embeddings (n,384) -> (n,W), the space of the query features."""
         self._project = text_projection
+        self._phrases = phrases
         self._embed = SentenceEmbedder()
 
     @torch.inference_mode()
@@ -35,17 +41,27 @@ class BeamChoice:
         return [(picture @ row.T).amax(0) for picture, row in zip(queries, rows, strict=True)]
 
     def __call__(
-        self, queries: torch.Tensor, hypotheses: Sequence[list[Hypothesis]], names: Sequence[Sequence[str]], weight: float
+        self,
+        queries: torch.Tensor,
+        hypotheses: Sequence[list[Hypothesis]],
+        names: Sequence[Sequence[str]],
+        weights: DecodingConfig,
     ) -> list[list[Hypothesis]]:
         """Q (B,32,W), hypotheses of B pictures, likeliest first, and their retrieved names -> the hypotheses, best first."""
-        similarity = self.similarity(queries, [[h.text for h in row] for row in hypotheses])
+        texts = [[h.text for h in row] for row in hypotheses]
+        values = [torch.tensor([h.score for h in row]) for row in hypotheses]
+        if weights.likeness:
+            similarity = self.similarity(queries, texts)
+            values = [v + weights.likeness * s for v, s in zip(values, similarity, strict=True)]
+        if weights.phrases and self._phrases:
+            fit = self._phrases(queries, texts)
+            values = [v + weights.phrases * f for v, f in zip(values, fit, strict=True)]
         ordered = []
-        for row, similar, own_names in zip(hypotheses, similarity, names, strict=True):
+        for row, own_values, own_names in zip(hypotheses, values, names, strict=True):
             finder = NameFinder(own_names)
             said = [{match.name for match in finder.find(h.text)} for h in row]
-            first = set(own_names[:1])
-            values = [h.score + weight * v for h, v in zip(row, similar.tolist(), strict=True)]
-            rank = [(s >= said[0], s >= first, value) for s, value in zip(said, values, strict=True)]
+            leading = set(own_names[:LEADING])
+            rank = [(s >= said[0], len(s & leading), value) for s, value in zip(said, own_values.tolist(), strict=True)]
             best_first = sorted(zip(rank, row, strict=True), key=lambda pair: pair[0], reverse=True)
             ordered.append([hypothesis for _, hypothesis in best_first])
         return ordered

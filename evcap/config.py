@@ -76,7 +76,9 @@ class DecodingConfig:
     min_length: int = 0
     max_length: int = 32
     length_penalty: float = 1.0
-    likeness: float = 0.0  # weight of image-text similarity in the choice among the beams; 0 = likelihood alone
+    # weights in the choice among the beams, beside likelihood
+    likeness: float = 0.0  # of image-text similarity
+    phrases: float = 0.0  # of the phrase model
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    assets: str | None = None  # folder with trained.safetensors and memory/, relative to the preset file
+    assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 
 
 def from_dict(cls, data, where: str):

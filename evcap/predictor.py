@@ -19,6 +19,8 @@ from evcap.config import Preset, load_preset, preset_path
 from evcap.errors import EvcapError
 from evcap.images import open_image, to_rgb, to_tensor
 from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.phrases import PhraseModel
+from evcap.qformer import mean_keys
 from evcap.weights import fingerprint
 
 Picture = str | Path | Image.Image
@@ -41,9 +43,12 @@ def encoder_fingerprint(model: EVCap) -> str:
 
 
 class Captioner:
-    """A model with a memory. `memory` may be assigned or edited at any time; captions follow at once, without training."""
+    """A model with a memory. `memory` may be assigned or edited at any time; captions follow at once, without training.
 
-    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None):
+    phrases: for the choice among the beams; None = chosen without it, whatever the preset's weight.
+    """
+
+    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None, phrases: PhraseModel | None = None):
         self.model = model.eval()
         self.preset: Preset = model.preset
         if self.preset.decoding.likeness and model.text_projection is None:
@@ -52,6 +57,7 @@ class Captioner:
         if memory is None:
             memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
         self.memory = memory
+        self.phrases = phrases
         self._tokenize = name_tokenizer()
 
     @classmethod
@@ -63,6 +69,7 @@ class Captioner:
     ) -> Captioner:
         """Open a preset's trained tensors and its memory, or others in their place, ready on the CPU.
 
+        The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
         settings = load_preset(preset)
@@ -73,6 +80,8 @@ class Captioner:
         model = build_model(settings, trained or assets / "trained.safetensors", torch.float32)
         model.language.merge()
         captioner = cls(model)
+        if settings.decoding.phrases and trained is None:
+            captioner.phrases = PhraseModel.open(assets / "phrases.safetensors", captioner.encoder_fingerprint)
         if isinstance(memory, VisualNameMemory):
             captioner.memory = memory
         else:
@@ -113,22 +122,23 @@ class Captioner:
         decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
         if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
             raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
-        found = max(decoding.beams, num_captions) if decoding.likeness else num_captions
+        choosing = bool(decoding.likeness or (decoding.phrases and self.phrases))
+        found = max(decoding.beams, num_captions) if choosing else num_captions
         results = []
         for start in range(0, len(queries), batch_size):
             batch = queries[start : start + batch_size]
             names = self.retrieve(batch)
             plain = [[n.name for n in row] for row in names]
             hypotheses = self.model.generate(batch, *self._tokenize(plain), plain, found, decoding)
-            if decoding.likeness:
-                hypotheses = self._choice(batch, hypotheses, plain, decoding.likeness)
+            if choosing:
+                hypotheses = self._choice(batch, hypotheses, plain, decoding)
             captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
             results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
         return results
 
     @cached_property
     def _choice(self) -> BeamChoice:
-        return BeamChoice(self.model.text_projection)
+        return BeamChoice(self.model.text_projection, self.phrases)
 
     def names(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
         """Names the memory gives for each picture, best first."""
@@ -159,8 +169,8 @@ class Captioner:
         return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std))
 
     def keys(self, images: Sequence[Picture], batch_size: int = 16) -> np.ndarray:
-        """Pictures -> memory keys (N,W) float32: the mean over the 32 query features, unit length (EVCap, section 3.1)."""
-        return mean_keys(self.query_features(images, batch_size))
+        """Pictures -> memory keys (N,W) float32, see `mean_keys`."""
+        return mean_keys(self.query_features(images, batch_size)).numpy()
 
     @torch.inference_mode()
     def attention(self, image: Picture) -> np.ndarray:
@@ -169,8 +179,3 @@ class Captioner:
         side = round(patches.shape[1] ** 0.5)
         maps = self.model.image_qformer.attention_map(patches)[0, :, -side * side :]  # a class token is left out
         return maps.view(-1, side, side).float().numpy()
-
-
-def mean_keys(queries: torch.Tensor) -> np.ndarray:
-    """Q (N,32,W) -> unit keys (N,W) float32."""
-    return torch.nn.functional.normalize(queries.float().mean(1), dim=-1).numpy()

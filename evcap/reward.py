@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+from evcap.text import plain_words
 
 
 class _Corpus(list):
@@ -43,5 +44,4 @@ class CiderReward:
 
 
 def _plain(caption: str) -> str:
-    """Lower-case words: what the PTB tokenizer leaves of most captions, without starting Java for every step."""
-    return " ".join(re.findall(r"[a-z0-9'-]+", caption.lower()))
+    return " ".join(plain_words(caption))

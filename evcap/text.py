@@ -44,6 +44,11 @@ def clean_caption(caption: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def plain_words(caption: str) -> list[str]:
+    """Lower-case words without punctuation: what the PTB tokenizer leaves of most captions, without starting Java."""
+    return re.findall(r"[a-z0-9'-]+", caption.lower())
+
+
 FUNCTION_WORDS = frozenset(
     """a an the and or but of in on at to from with without by for into onto over under up down off out near next beside
     behind between through along around across against above below before after while as is are was were be been being

@@ -104,6 +104,14 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise EvcapError(f"{path} is damaged or not a safetensors file ({error}); get a fresh copy") from None
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text values a safetensors file carries beside its tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
 def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write through a temporary file in the same folder and rename it into place: old file or new file, never half."""
     from safetensors.torch import save_file

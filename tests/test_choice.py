@@ -10,8 +10,10 @@ from tiny import tiny_evcap
 from torch import nn
 
 from evcap.choice import BeamChoice
+from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
 from evcap.language import Hypothesis
+from evcap.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
 from evcap.text import SentenceEmbedder
 from evcap.vocabulary import NameFinder
@@ -22,7 +24,9 @@ TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog ru
 @pytest.fixture(scope="module")
 def choice() -> BeamChoice:
     torch.manual_seed(0)
-    return BeamChoice(nn.Linear(384, 24).requires_grad_(False))
+    weights = torch.randn(4, 24).to(EIGHT_BITS)
+    phrases = PhraseModel(["a dragon", "rides a bike", "dogs", "sits"], weights, torch.zeros(24), "any")
+    return BeamChoice(nn.Linear(384, 24).requires_grad_(False), phrases)
 
 
 @torch.no_grad()
@@ -43,27 +47,32 @@ def test_similarity_is_the_cosine_of_the_nearest_query(choice):
 @given(
     scores=st.lists(st.floats(-5, 0, width=32), min_size=1, max_size=6, unique=True),
     names=st.lists(st.sampled_from(["dragon", "bike", "dog", "man", "grass"]), max_size=3, unique=True),
-    weight=st.sampled_from([0.0, 1.0, 1000.0]),
+    likeness=st.sampled_from([0.0, 1.0, 1000.0]),
+    fit=st.sampled_from([0.0, 1.0, 1000.0]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_all_come_back_and_names_of_the_likeliest_go_first(choice, scores, names, weight, seed):
+def test_all_come_back_and_names_of_the_likeliest_go_first(choice, scores, names, likeness, fit, seed):
     torch.manual_seed(seed)
     queries = torch.randn(1, 5, 24)
     row = [Hypothesis(text, score) for text, score in zip(TEXTS, sorted(scores, reverse=True), strict=False)]
-    (ordered,) = choice(queries, [row], [names], weight)
+    (ordered,) = choice(queries, [row], [names], DecodingConfig(likeness=likeness, phrases=fit))
     assert sorted(h.text for h in ordered) == sorted(h.text for h in row)
 
     def group(hypothesis):
-        """0 has all names of the likeliest and says the first of the list, 1 has them and does not, 2 and 3 lack one."""
+        """Whether it lacks a name of the likeliest, and how many of the first two of the list it says (the more, the lower)."""
         said = {m.name for m in NameFinder(names).find(hypothesis.text)}
         lacks = not {m.name for m in NameFinder(names).find(row[0].text)} <= said
-        return 2 * lacks + (bool(names) and names[0] not in said)
+        return lacks, -sum(name in said for name in names[:2])
 
-    similarity = choice.similarity(queries, [[h.text for h in row]])[0].tolist()
-    value = {h: h.score + weight * s for h, s in zip(row, similarity, strict=True)}
-    assert group(row[0]) < 2
-    assert ordered == sorted(ordered, key=lambda h: (group(h), -value[h]))
+    value = torch.tensor([h.score for h in row])
+    if likeness:
+        value += likeness * choice.similarity(queries, [[h.text for h in row]])[0]
+    if fit:
+        value += fit * choice._phrases(queries, [[h.text for h in row]])[0]
+    value = dict(zip(row, value.tolist(), strict=True))
+    assert not group(row[0])[0]
+    assert ordered == sorted(ordered, key=lambda h: (*group(h), -value[h]))
 
 
 def test_a_renamed_thing_is_not_renamed_back(choice):
@@ -71,9 +80,18 @@ def test_a_renamed_thing_is_not_renamed_back(choice):
     with torch.no_grad():
         queries = choice._project(SentenceEmbedder()(["A man rides a bike"]))[None]
     row = [Hypothesis("A man rides a dragon", -1.0), Hypothesis("A man rides a bike", -1.1)]
-    assert choice(queries, [row], [["dragon"]], 100.0)[0][0].text == "A man rides a dragon"
-    assert choice(queries, [row], [[]], 100.0)[0][0].text == "A man rides a bike"
-    assert choice(queries, [row], [[]], 0.0)[0][0].text == "A man rides a dragon"
+    alike, likeliest = DecodingConfig(likeness=100.0), DecodingConfig()
+    assert choice(queries, [row], [["dragon"]], alike)[0][0].text == "A man rides a dragon"
+    assert choice(queries, [row], [[]], alike)[0][0].text == "A man rides a bike"
+    assert choice(queries, [row], [[]], likeliest)[0][0].text == "A man rides a dragon"
+
+
+def test_wording_that_fits_goes_first(choice):
+    """A picture whose key is the weights of "rides a bike", among captions of other likelihood."""
+    queries = choice._phrases._weights[1].expand(1, 3, -1)
+    row = [Hypothesis("A man sits", -1.0), Hypothesis("A man rides a bike", -1.1), Hypothesis("Two dogs run", -1.2)]
+    assert choice(queries, [row], [[]], DecodingConfig(phrases=10.0))[0][0].text == "A man rides a bike"
+    assert choice(queries, [row], [[]], DecodingConfig())[0][0].text == "A man sits"
 
 
 def test_a_preset_without_text_projection_cannot_weigh_likeness():
@@ -85,7 +103,7 @@ def test_a_preset_without_text_projection_cannot_weigh_likeness():
 
 
 def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
-    """With the weight at 0 the beams in their order; with the preset's, the same beams, the chosen one first."""
+    """With the weights at 0 the beams in their order; with the preset's, the same beams, the chosen one first."""
     from conftest import EXAMPLES
 
     queries = captioner.query_features(sorted(EXAMPLES.glob("*.jpg"))[:3])
@@ -93,16 +111,20 @@ def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
     chosen = captioner.caption_features(queries, num_captions=5, beams=5)
     one = captioner.caption_features(queries, num_captions=1, beams=5)
     try:
-        captioner.preset = dataclasses.replace(preset, decoding=dataclasses.replace(preset.decoding, likeness=0.0))
+        plain = dataclasses.replace(preset.decoding, likeness=0.0, phrases=0.0)
+        captioner.preset = dataclasses.replace(preset, decoding=plain)
         likeliest = captioner.caption_features(queries, num_captions=5, beams=5)
     finally:
         captioner.preset = preset
     names = [[n.name for n in row.names] for row in chosen]
-    similar = captioner._choice.similarity(queries, [row.captions for row in likeliest])
+    texts = [row.captions for row in likeliest]
+    weights = preset.decoding
+    parts = zip(captioner._choice.similarity(queries, texts), captioner.phrases(queries, texts), strict=True)
+    values = [weights.likeness * similar + weights.phrases * fit for similar, fit in parts]
     for i, row in enumerate(likeliest):
         assert sorted(chosen[i].captions) == sorted(row.captions) and chosen[i].caption == one[i].caption
         said, said_now = ({m.name for m in NameFinder(names[i]).find(c.caption)} for c in (row, chosen[i]))
         assert said <= said_now
         place = row.captions.index(chosen[i].caption)
-        newly_named = set(names[i][:1]) & (said_now - said)
-        assert newly_named or similar[i][place] >= similar[i][0] - 1e-6  # else only taken for looking more alike
+        newly_named = len(said_now & set(names[i][:2])) > len(said & set(names[i][:2]))
+        assert newly_named or values[i][place] >= values[i][0] - 1e-5  # else only taken for fitting the picture better

@@ -1,0 +1,126 @@
+"""Phrases that belong to a picture: how its captions are likely to be worded, from its memory key alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from evcap.errors import EvcapError
+from evcap.qformer import mean_keys
+from evcap.text import plain_words
+from evcap.weights import read_metadata, read_safetensors, write_safetensors
+
+EIGHT_BITS = torch.float8_e4m3fn
+
+
+class PhraseModel:
+    """A linear map from the key of a picture (W,) to the weight of each of P phrases, sequences of one to four words.
+
+    The weight estimates the share of the picture's captions that say the phrase, above the mean of all pictures, times the
+    phrase's inverse document frequency. A caption fits by the sum of its phrases' weights over the root of its length.
+
+    The linear form of two known methods: word detectors learned from captions (Fang et al. 2015, arXiv 1411.4952), and
+    choosing the caption most like those of the nearest training pictures (Devlin et al. 2015, arXiv 1505.04467), here
+    without having to keep any caption.
+    """
+
+    def __init__(self, phrases: Sequence[str], weights: torch.Tensor, center: torch.Tensor, encoder: str):
+        """phrases: P; weights (P,W) in 8 bits; center (W,) float32, the mean key; encoder: fingerprint of the keys' encoder."""
+        self.phrases, self.center, self.encoder = list(phrases), center, encoder
+        self._stored = weights
+        self._weights = weights.float()
+        self._place = {phrase: i for i, phrase in enumerate(self.phrases)}
+        self._longest = max((phrase.count(" ") + 1 for phrase in self.phrases), default=0)
+
+    @classmethod
+    def fit(
+        cls,
+        views: Sequence[torch.Tensor],
+        captions: Sequence[Sequence[str]],
+        encoder: str,
+        size: int = 2400,
+        least: int = 10,
+        longest: int = 4,
+        ridge: float = 0.003,
+    ) -> PhraseModel:
+        """Ridge regression on N captioned pictures.
+
+        views: keys (N,W) of the pictures, once for each view of them. size: phrases kept, those whose weights vary most over
+        the pictures. least: pictures that must have a phrase. ridge: in mean variances of a key's coordinates.
+        Raises EvcapError when no phrase is frequent enough.
+        """
+        shares = [_shares(row, longest) for row in captions]
+        pictures = Counter(phrase for row in shares for phrase in row)
+        phrases = sorted(phrase for phrase, count in pictures.items() if count >= least)
+        if not phrases:
+            raise EvcapError(f"no phrase is in the captions of {least} pictures or more, of {len(captions)}")
+        keys = torch.stack([view.float() for view in views])  # (views,N,W)
+        center = keys.mean((0, 1))
+        keys = keys - center
+        flat = keys.flatten(0, 1)
+        covariance = flat.T @ flat / len(flat)
+        cross = _cross(keys.mean(0), shares, phrases)
+        damping = ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+        rarity = torch.tensor([math.log(len(captions) / pictures[phrase]) for phrase in phrases])
+        weights = torch.linalg.solve(covariance + damping, cross.T).T * rarity[:, None]
+        spread = ((weights @ covariance) * weights).sum(1)
+        kept = spread.argsort(descending=True)[:size].sort().values
+        weights = weights[kept]
+        # what the weights are multiplied by is for the preset to choose: here they only fill the range of 8 bits
+        weights = weights / weights.square().mean().sqrt()
+        return cls([phrases[i] for i in kept.tolist()], weights.to(EIGHT_BITS), center, encoder)
+
+    @torch.inference_mode()
+    def __call__(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
+        """Q (B,32,W) and captions of each picture -> for each (n,) float32, how well its wording fits the picture."""
+        expected = (mean_keys(queries) - self.center) @ self._weights.T
+        return [torch.tensor([self._fit_of(row, text) for text in own]) for row, own in zip(expected, texts, strict=True)]
+
+    def _fit_of(self, expected: torch.Tensor, text: str) -> float:
+        said = {self._place[phrase] for phrase in _phrases(text, self._longest) if phrase in self._place}
+        return expected[sorted(said)].sum().item() / math.sqrt(max(len(plain_words(text)), 1))
+
+    def save(self, path: str | Path) -> None:
+        metadata = {"phrases": json.dumps(self.phrases), "encoder": self.encoder}
+        write_safetensors({"weights": self._stored, "center": self.center}, path, metadata)
+
+    @classmethod
+    def open(cls, path: str | Path, encoder: str) -> PhraseModel:
+        """Read what `save` wrote. Raises EvcapError when it is missing, damaged or fitted for another encoder."""
+        tensors, metadata = read_safetensors(path), read_metadata(path)
+        try:
+            phrases, weights, center = json.loads(metadata["phrases"]), tensors["weights"], tensors["center"]
+            whole = weights.shape == (len(phrases), *center.shape) and all(isinstance(p, str) for p in phrases)
+        except (LookupError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise EvcapError(f"{path} is no phrase model, or damaged; fit it again with train/phrases.py")
+        if metadata.get("encoder") != encoder:
+            raise EvcapError(f"{path} was fitted for another encoder; fit it again with train/phrases.py")
+        return cls(phrases, weights, center, encoder)
+
+
+def _phrases(text: str, longest: int) -> set[str]:
+    words = plain_words(text)
+    return {" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
+
+
+def _shares(captions: Sequence[str], longest: int) -> dict[str, float]:
+    """Phrases of a picture's captions with the share of the captions that say each."""
+    counts = Counter(phrase for caption in captions for phrase in _phrases(caption, longest))
+    return {phrase: count / len(captions) for phrase, count in counts.items()}
+
+
+def _cross(keys: torch.Tensor, shares: Sequence[dict[str, float]], phrases: Sequence[str]) -> torch.Tensor:
+    """Covariance (P,W) of the shares of P phrases with the centred keys (N,W)."""
+    place = {phrase: i for i, phrase in enumerate(phrases)}
+    total = torch.zeros(len(phrases), keys.shape[1])
+    for key, row in zip(keys, shares, strict=True):
+        known = {place[phrase]: share for phrase, share in row.items() if phrase in place}
+        total.index_add_(0, torch.tensor(list(known), dtype=torch.long), torch.tensor(list(known.values()))[:, None] * key)
+    return total / len(keys)
