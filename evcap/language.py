@@ -10,7 +10,7 @@ from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
 from evcap.lora import add_lora, merge_lora
-from evcap.search import beam_search, sample
+from evcap.search import beam_search
 
 IGNORED = -100
 
@@ -145,11 +145,6 @@ class LanguageModel(nn.Module):
     def loss(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
         """Mean of `token_losses` over the real caption tokens."""
         return self.token_losses(prompt, packed).sum() / (packed.segment > 0).sum().clamp_min(1)
-
-    def sample(self, prompt: Prompt, count: int, max_length: int) -> list[list[str]]:
-        """`count` random captions of each picture, as self-critical training needs them."""
-        drawn = sample(self.llm, prompt.embeddings, prompt.mask, self.newline, count, max_length)
-        return [[self._text(ids) for ids in row] for row in drawn]
 
     @torch.inference_mode()
     def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[Hypothesis]]:

@@ -56,27 +56,16 @@ class Renamer:
 
     def replace(self, caption: str, table: dict[str, str]) -> str:
         """The caption with the table's names replaced, in number and with their article, and the sentence's capital kept."""
-        return _replace(caption, table, self._finder)
-
-
-def restore(captions: Sequence[str], table: dict[str, str]) -> list[str]:
-    """Captions with substitutes turned back into their names. A name said in spite of its substitute becomes "thing"."""
-    back = dict.fromkeys(table, "thing") | {substitute: name for name, substitute in table.items()}
-    finder = NameFinder(back)
-    return [_replace(caption, back, finder) for caption in captions]
-
-
-def _replace(caption: str, table: dict[str, str], finder: NameFinder) -> str:
-    if not table:
-        return caption
-    pieces, place = [], 0
-    for match in finder.find(caption):
-        if match.name in table:
-            word = table[match.name]
-            before = caption[place : match.start]
-            if not match.plural:
-                before = re.sub(r"\b([Aa])n? $", r"\1n " if word[0] in "aeiou" else r"\1 ", before)
-            pieces += [before, pluralize(word) if match.plural else word]
-            place = match.end
-    text = "".join(pieces) + caption[place:]
-    return text[:1].upper() + text[1:]
+        if not table:
+            return caption
+        pieces, place = [], 0
+        for match in self._finder.find(caption):
+            if match.name in table:
+                word = table[match.name]
+                before = caption[place : match.start]
+                if not match.plural:
+                    before = re.sub(r"\b([Aa])n? $", r"\1n " if word[0] in "aeiou" else r"\1 ", before)
+                pieces += [before, pluralize(word) if match.plural else word]
+                place = match.end
+        text = "".join(pieces) + caption[place:]
+        return text[:1].upper() + text[1:]

@@ -1,6 +1,6 @@
 """Batched beam search on prompt embeddings with a key/value cache.
 
-Written here, not transformers' `generate`: the keys and values of the prompt (about 80 positions) are held once per
+Written here, not transformers' `generate`: the keys and values of the prompt (about 65 positions) are held once per
 picture and shared by its beams; `generate` holds, reorders and re-reads them once per beam and runs the prompt once per
 beam. The beams of all pictures advance in one forward pass per token.
 """
@@ -99,21 +99,6 @@ def beam_search(
             log_probabilities = decoder.step(state.last_tokens())
             decoder.cache.reorder(state.advance(log_probabilities))
     return state.best()
-
-
-@torch.no_grad()
-def sample(
-    llm: torch.nn.Module, prompt: torch.Tensor, mask: torch.Tensor, stop: int, count: int, max_length: int
-) -> list[list[list[int]]]:
-    """`count` random captions for each of B prompts, from the model's own distribution, without the stop token."""
-    with _Decoder(llm, prompt, mask, count) as decoder:
-        tokens = decoder.first.exp().multinomial(count, replacement=True)[..., None]  # (B,count,1)
-        for _ in range(1, max_length):
-            if (tokens == stop).any(-1).all():
-                break
-            drawn = decoder.step(tokens[:, :, -1]).exp().multinomial(1)
-            tokens = torch.cat([tokens, drawn.view(*tokens.shape[:2], 1)], dim=2)
-    return [[row[: row.index(stop)] if stop in row else row for row in rows] for rows in tokens.tolist()]
 
 
 class _Decoder:

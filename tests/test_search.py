@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.decoding import beams_from_scratch
 from evcap.config import DecodingConfig
-from evcap.search import beam_search, sample
+from evcap.search import beam_search
 
 VOCABULARY, STOP = 16, 3
 
@@ -209,20 +209,6 @@ def test_agrees_with_transformers_where_both_mean_the_same(seed):
     assert ours(llm, prompt, mask.bool(), beams, decoding) == [theirs]
     mine = naive_beam_search(Naive(llm, prompt[0], mask[0].bool()), beams, decoding)
     torch.testing.assert_close(torch.tensor([s for s, _ in mine]), out.sequences_scores, atol=1e-4, rtol=1e-4)
-
-
-def test_samples_follow_the_models_own_distribution():
-    words, count = [5, 9], 4000
-    llm = model(3, 0.5, allowed=[*words, STOP])
-    prompt, mask = prompts(3, [6, 4])
-    torch.manual_seed(0)
-    for row, p, m in zip(sample(llm, prompt, mask, STOP, count, 2), prompt, mask, strict=True):
-        next_token = Naive(llm, p, m)
-        for tokens in ([], *([w] for w in words), *itertools.product(words, repeat=2)):
-            path = [*tokens, STOP][:2]  # cut at two tokens, the stop counted
-            chance = torch.tensor(sum(next_token(path[:i])[path[i]] for i in range(len(path)))).exp().item()
-            spread = (chance * (1 - chance) / count) ** 0.5
-            assert abs(row.count(list(tokens)) / count - chance) < 4.5 * spread + 1e-6
 
 
 def test_captions_of_a_picture_differ_and_keep_their_lengths():

@@ -1,9 +1,9 @@
 """Training of EVCap itself (arXiv 2311.15879, section 3.3): retrieval on, fusion + projection + T_obj learn.
 
-The image tower, the image Q-Former and the language model are frozen, so Q and the retrieved names of every picture are
-computed once. A picture that is itself in the memory never finds its own entries. Two augmentations make the captions
-listen to the memory: names are dropped, and names are renamed together with the words of the captions they stand for
-(dog -> teapot in both), so that the model learns to say the retrieved name and not the one it would guess.
+The image tower, the image Q-Former and the language model are frozen (its LoRA may learn on), so Q and the retrieved names
+of every picture are computed once. A picture that is itself in the memory never finds its own entries. Two augmentations
+make the captions listen to the memory: names are dropped, and names are renamed together with the words of the captions
+they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not the one it would guess.
 
     accelerate launch train/train.py train/configs/embedded.yaml --data DIR
 """
@@ -23,15 +23,14 @@ from tqdm import tqdm
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
+from evcap.console import command
 from evcap.datasets import read_lvis_names
-from evcap.errors import EvcapError
 from evcap.features import cached_queries
 from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
-from evcap.renaming import Renamer, restore
-from evcap.reward import CiderReward
+from evcap.renaming import Renamer
 from evcap.text import SentenceEmbedder, clean_caption
 from evcap.training import read_split
 
@@ -51,7 +50,6 @@ class Config:
     preset: str = "embedded"
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
-    samples: int = 0  # captions drawn per picture for self-critical training on CIDEr; 0 = cross-entropy
     rename: float = 0.5  # share of pictures whose matched names are renamed
     drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
     weight_decay: float = 0.05
@@ -73,15 +71,8 @@ class Trainer(nn.Module):
         self.model = model
         self.tail_slots = tail_slots
 
-    def forward(self, queries, name_ids, name_mask, names, captions, weights=None):
-        """weights (B,k): what each caption's tokens count; None = all the same."""
-        vectors = self.model.visual_vectors(queries, name_ids, name_mask)
-        prompt = self.model.language.prompt(vectors, names, self.tail_slots)
-        if weights is None:
-            return self.model.language.loss(prompt, captions)
-        losses = self.model.language.token_losses(prompt, captions)
-        per_slot = nn.functional.pad(weights, (1, 0)).gather(1, captions.segment)
-        return (losses * per_slot).sum() / (captions.segment > 0).sum()
+    def forward(self, queries, name_ids, name_mask, names, captions):
+        return self.model.loss(queries, name_ids, name_mask, names, captions, self.tail_slots)
 
 
 def retrieved_names(memory: VisualNameMemory, queries, records, rule, quiet: bool) -> list[list[str]]:
@@ -102,24 +93,6 @@ def validate(captioner: Captioner, queries, records) -> float:
     captioner.model.train()
     predictions = {i: c.caption for i, c in enumerate(captions)}
     return cider(predictions, {i: records[i].captions for i in predictions})
-
-
-@torch.no_grad()
-def criticise(model: EVCap, reward: CiderReward, queries, name_ids, name_mask, names, references, tables, config: Config):
-    """Draw captions and score them: each counts by how far its CIDEr lies above the mean of the picture's others.
-
-    references: captions before renaming; `tables` turn the drawn captions back. CIDEr weighs rare words heavily: scored as
-    they are, substitutes are the rarest words of all and everything listed is copied (docs/embedded.md).
-    """
-    model.eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        vectors = model.visual_vectors(queries, name_ids, name_mask)
-        drawn = model.language.sample(model.language.prompt(vectors, names), config.samples, max_length=24)
-    model.train()
-    restored = [restore(row, table) for row, table in zip(drawn, tables, strict=True)]
-    rewards = reward(restored, references)
-    advantage = (rewards - rewards.mean(1, keepdim=True)) * config.samples / (config.samples - 1)
-    return drawn, advantage, rewards.mean().item()
 
 
 def trainable(name: str, config: Config) -> bool:
@@ -151,7 +124,6 @@ def main(
         val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
     view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
-    reward = CiderReward(captions) if config.samples else None
     tokenize = name_tokenizer()
 
     model.train()
@@ -162,7 +134,7 @@ def main(
     trainer = loop.start(Trainer(model, model.language.widest_tail()), model, len(records))
     for rows, draws in loop.batches(lambda: {"cider": validate(captioner, val_queries, val_records)}):
         draw = random.Random(draws)
-        queries, names, texts, tables = [], [], [], []
+        queries, names, texts = [], [], []
         for row in rows:
             view = draw.random() < 0.5
             queries.append(torch.from_numpy(views[view][row]))
@@ -171,17 +143,9 @@ def main(
             table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
             names.append([table.get(name, name) for name in kept])
             texts.append([renamer.replace(caption, table) for caption in said])
-            tables.append(table)
-        inputs = (torch.stack(queries).float(), *tokenize(names), names)
-        weights, scores = None, {}
-        if reward:
-            references = [captions[row] for row in rows]
-            texts, weights, scores["reward"] = criticise(model, reward, *inputs, references, tables, config)
-        loop.backward(trainer(*inputs, model.language.pack(texts, config.text_slots), weights), **scores)
+        packed = model.language.pack(texts, config.text_slots)
+        loop.backward(trainer(torch.stack(queries).float(), *tokenize(names), names, packed))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
