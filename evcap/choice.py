@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -26,11 +27,13 @@ class BeamChoice:
     2104.08718); the rules for names are ours.
     """
 
-    def __init__(self, text_projection: nn.Linear, phrases: PhraseModel | None = None):
-        """text_projection: sentence embeddings (n,384) -> (n,W), the space of the query features."""
+    def __init__(self, text_projection: nn.Linear | None):
+        """text_projection: sentence embeddings (n,384) -> (n,W), the space of the query features; None = no similarity."""
         self._project = text_projection
-        self._phrases = phrases
-        self._embed = SentenceEmbedder()
+
+    @cached_property
+    def _embed(self) -> SentenceEmbedder:
+        return SentenceEmbedder()
 
     @torch.inference_mode()
     def similarity(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
@@ -45,17 +48,21 @@ class BeamChoice:
         queries: torch.Tensor,
         hypotheses: Sequence[list[Hypothesis]],
         names: Sequence[Sequence[str]],
-        weights: DecodingConfig,
+        decoding: DecodingConfig,
+        phrases: PhraseModel | None = None,
     ) -> list[list[Hypothesis]]:
-        """Q (B,32,W), hypotheses of B pictures, likeliest first, and their retrieved names -> the hypotheses, best first."""
+        """Q (B,32,W), hypotheses of B pictures, likeliest first, and their retrieved names -> the hypotheses, best first.
+
+        decoding: gives the weights of similarity and wording. phrases: None = wording does not count.
+        """
         texts = [[h.text for h in row] for row in hypotheses]
         values = [torch.tensor([h.score for h in row]) for row in hypotheses]
-        if weights.likeness:
+        if decoding.likeness:
             similarity = self.similarity(queries, texts)
-            values = [v + weights.likeness * s for v, s in zip(values, similarity, strict=True)]
-        if weights.phrases and self._phrases:
-            fit = self._phrases(queries, texts)
-            values = [v + weights.phrases * f for v, f in zip(values, fit, strict=True)]
+            values = [v + decoding.likeness * s for v, s in zip(values, similarity, strict=True)]
+        if decoding.phrases and phrases is not None:
+            fit = phrases(queries, texts)
+            values = [v + decoding.phrases * f for v, f in zip(values, fit, strict=True)]
         ordered = []
         for row, own_values, own_names in zip(hypotheses, values, names, strict=True):
             finder = NameFinder(own_names)

@@ -13,16 +13,17 @@ import torch
 from evcap.errors import EvcapError
 from evcap.qformer import mean_keys
 from evcap.text import plain_words
-from evcap.weights import read_metadata, read_safetensors, write_safetensors
+from evcap.weights import read_with_metadata, write_safetensors
 
 EIGHT_BITS = torch.float8_e4m3fn
 
 
 class PhraseModel:
-    """A linear map from the key of a picture (W,) to the weight of each of P phrases, sequences of one to four words.
+    """A linear map from the key of a picture (W,) to the weight of each of P phrases, the n-grams of captions.
 
-    The weight estimates the share of the picture's captions that say the phrase, above the mean of all pictures, times the
-    phrase's inverse document frequency. A caption fits by the sum of its phrases' weights over the root of its length.
+    Up to one common factor the weight estimates the share of the picture's captions that say the phrase, above the mean of
+    all pictures, times the phrase's inverse document frequency. A caption fits by the sum of its phrases' weights over the
+    root of its number of words.
 
     The linear form of two known methods: word detectors learned from captions (Fang et al. 2015, arXiv 1411.4952), and
     choosing the caption most like those of the nearest training pictures (Devlin et al. 2015, arXiv 1505.04467), here
@@ -30,7 +31,7 @@ class PhraseModel:
     """
 
     def __init__(self, phrases: Sequence[str], weights: torch.Tensor, center: torch.Tensor, encoder: str):
-        """phrases: P; weights (P,W) in 8 bits; center (W,) float32, the mean key; encoder: fingerprint of the keys' encoder."""
+        """phrases: P; weights (P,W) float8_e4m3fn; center (W,) float32, the mean key; encoder: fingerprint of the keys'."""
         self.phrases, self.center, self.encoder = list(phrases), center, encoder
         self._stored = weights
         self._weights = weights.float()
@@ -43,17 +44,20 @@ class PhraseModel:
         views: Sequence[torch.Tensor],
         captions: Sequence[Sequence[str]],
         encoder: str,
-        size: int = 2400,
-        least: int = 10,
-        longest: int = 4,
-        ridge: float = 0.003,
+        size: int,
+        least: int,
+        longest: int,
+        ridge: float,
     ) -> PhraseModel:
         """Ridge regression on N captioned pictures.
 
-        views: keys (N,W) of the pictures, once for each view of them. size: phrases kept, those whose weights vary most over
-        the pictures. least: pictures that must have a phrase. ridge: in mean variances of a key's coordinates.
-        Raises EvcapError when no phrase is frequent enough.
+        views: keys (N,W) of the pictures, once for each view of them. captions: of each picture. encoder: fingerprint of
+        the keys' encoder. size: phrases kept, those whose weights vary most over the pictures. least: pictures that must
+        have a phrase. longest: words of a phrase at most. ridge: in mean variances of a key's coordinates.
+        Raises EvcapError for settings out of range, or when no phrase tells one picture from another.
         """
+        if min(size, least, longest) < 1 or ridge <= 0:
+            raise EvcapError("size, least and longest must be at least 1, ridge above 0")
         shares = [_shares(row, longest) for row in captions]
         pictures = Counter(phrase for row in shares for phrase in row)
         phrases = sorted(phrase for phrase, count in pictures.items() if count >= least)
@@ -65,19 +69,25 @@ class PhraseModel:
         flat = keys.flatten(0, 1)
         covariance = flat.T @ flat / len(flat)
         cross = _cross(keys.mean(0), shares, phrases)
-        damping = ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+        variance = covariance.diagonal().mean()
         rarity = torch.tensor([math.log(len(captions) / pictures[phrase]) for phrase in phrases])
+        if not (variance > 0 and rarity.any()):
+            raise EvcapError("all pictures have the same key or the same phrases; there is nothing to learn from them")
+        damping = ridge * variance * torch.eye(len(covariance))
         weights = torch.linalg.solve(covariance + damping, cross.T).T * rarity[:, None]
         spread = ((weights @ covariance) * weights).sum(1)
         kept = spread.argsort(descending=True)[:size].sort().values
         weights = weights[kept]
-        # what the weights are multiplied by is for the preset to choose: here they only fill the range of 8 bits
+        # a preset weighs the fit as it likes; around 1 the weights lie well inside the range of 8 bits
         weights = weights / weights.square().mean().sqrt()
         return cls([phrases[i] for i in kept.tolist()], weights.to(EIGHT_BITS), center, encoder)
 
     @torch.inference_mode()
     def __call__(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
-        """Q (B,32,W) and captions of each picture -> for each (n,) float32, how well its wording fits the picture."""
+        """Q (B,32,W) and captions of each picture -> for each (n,) float32, how well its wording fits the picture.
+
+        0 is a caption without known phrases, or a picture like the mean of all; of the shipped model mostly in -2..6.
+        """
         expected = (mean_keys(queries) - self.center) @ self._weights.T
         return [torch.tensor([self._fit_of(row, text) for text in own]) for row, own in zip(expected, texts, strict=True)]
 
@@ -86,23 +96,34 @@ class PhraseModel:
         return expected[sorted(said)].sum().item() / math.sqrt(max(len(plain_words(text)), 1))
 
     def save(self, path: str | Path) -> None:
+        """A safetensors file: "weights" and "center"; the phrases (JSON) and the encoder in its metadata."""
         metadata = {"phrases": json.dumps(self.phrases), "encoder": self.encoder}
         write_safetensors({"weights": self._stored, "center": self.center}, path, metadata)
 
     @classmethod
     def open(cls, path: str | Path, encoder: str) -> PhraseModel:
         """Read what `save` wrote. Raises EvcapError when it is missing, damaged or fitted for another encoder."""
-        tensors, metadata = read_safetensors(path), read_metadata(path)
+        tensors, metadata = read_with_metadata(path)
         try:
             phrases, weights, center = json.loads(metadata["phrases"]), tensors["weights"], tensors["center"]
-            whole = weights.shape == (len(phrases), *center.shape) and all(isinstance(p, str) for p in phrases)
-        except (LookupError, TypeError, ValueError):
-            whole = False
-        if not whole:
+        except (LookupError, ValueError, RecursionError):
+            phrases = None
+        if not (_are_phrases(phrases) and _are_weights(weights, center, len(phrases))):
             raise EvcapError(f"{path} is no phrase model, or damaged; fit it again with train/phrases.py")
         if metadata.get("encoder") != encoder:
             raise EvcapError(f"{path} was fitted for another encoder; fit it again with train/phrases.py")
         return cls(phrases, weights, center, encoder)
+
+
+def _are_phrases(phrases) -> bool:
+    return isinstance(phrases, list) and all(isinstance(p, str) for p in phrases) and len(set(phrases)) == len(phrases)
+
+
+def _are_weights(weights: torch.Tensor, center: torch.Tensor, count: int) -> bool:
+    if weights.dtype != EIGHT_BITS or center.dtype != torch.float32 or center.ndim != 1:
+        return False
+    finite = weights.float().isfinite().all() and center.isfinite().all()
+    return weights.shape == (count, len(center)) and bool(finite)
 
 
 def _phrases(text: str, longest: int) -> set[str]:

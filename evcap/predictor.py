@@ -36,7 +36,7 @@ class Caption:
 
 
 def encoder_fingerprint(model: EVCap) -> str:
-    """Short hash of everything that turns pixels into memory keys: the image Q-Former's tensors and the vision settings."""
+    """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
     tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
     tensors.update({f"door.{k}": v.to(torch.float16) for k, v in model.patch_door.state_dict().items()})
     return fingerprint(tensors, dataclasses.asdict(model.preset.vision))
@@ -45,10 +45,10 @@ def encoder_fingerprint(model: EVCap) -> str:
 class Captioner:
     """A model with a memory. `memory` may be assigned or edited at any time; captions follow at once, without training.
 
-    phrases: for the choice among the beams; None = chosen without it, whatever the preset's weight.
+    So may `phrases`, which helps to choose among the beams; None = wording does not count, whatever the preset says.
     """
 
-    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None, phrases: PhraseModel | None = None):
+    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None):
         self.model = model.eval()
         self.preset: Preset = model.preset
         if self.preset.decoding.likeness and model.text_projection is None:
@@ -57,7 +57,7 @@ class Captioner:
         if memory is None:
             memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
         self.memory = memory
-        self.phrases = phrases
+        self.phrases: PhraseModel | None = None
         self._tokenize = name_tokenizer()
 
     @classmethod
@@ -83,6 +83,8 @@ class Captioner:
         if settings.decoding.phrases and trained is None:
             captioner.phrases = PhraseModel.open(assets / "phrases.safetensors", captioner.encoder_fingerprint)
         if isinstance(memory, VisualNameMemory):
+            if memory.encoder != captioner.encoder_fingerprint:
+                raise EvcapError("the memory was made by another encoder; build it again with this preset")
             captioner.memory = memory
         else:
             captioner.memory = VisualNameMemory.open(memory or assets / "memory", captioner.encoder_fingerprint)
@@ -122,7 +124,7 @@ class Captioner:
         decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
         if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
             raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
-        choosing = bool(decoding.likeness or (decoding.phrases and self.phrases))
+        choosing = bool(decoding.likeness or (decoding.phrases and self.phrases is not None))
         found = max(decoding.beams, num_captions) if choosing else num_captions
         results = []
         for start in range(0, len(queries), batch_size):
@@ -131,14 +133,14 @@ class Captioner:
             plain = [[n.name for n in row] for row in names]
             hypotheses = self.model.generate(batch, *self._tokenize(plain), plain, found, decoding)
             if choosing:
-                hypotheses = self._choice(batch, hypotheses, plain, decoding)
+                hypotheses = self._choice(batch, hypotheses, plain, decoding, self.phrases)
             captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
             results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
         return results
 
     @cached_property
     def _choice(self) -> BeamChoice:
-        return BeamChoice(self.model.text_projection, self.phrases)
+        return BeamChoice(self.model.text_projection)
 
     def names(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
         """Names the memory gives for each picture, best first."""

@@ -93,23 +93,20 @@ def _check_sha256(path: Path, expected: str, remedy: str) -> None:
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file. Raises EvcapError with one line when it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and the texts beside them. Raises EvcapError as `read_safetensors`."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(str(path))
+        with safe_open(str(path), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise EvcapError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise EvcapError(f"{path} is damaged or not a safetensors file ({error}); get a fresh copy") from None
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The text values a safetensors file carries beside its tensors."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:

@@ -24,9 +24,14 @@ TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog ru
 @pytest.fixture(scope="module")
 def choice() -> BeamChoice:
     torch.manual_seed(0)
+    return BeamChoice(nn.Linear(384, 24).requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def phrases() -> PhraseModel:
+    torch.manual_seed(2)
     weights = torch.randn(4, 24).to(EIGHT_BITS)
-    phrases = PhraseModel(["a dragon", "rides a bike", "dogs", "sits"], weights, torch.zeros(24), "any")
-    return BeamChoice(nn.Linear(384, 24).requires_grad_(False), phrases)
+    return PhraseModel(["a dragon", "rides a bike", "dogs", "sits"], weights, torch.zeros(24), "any")
 
 
 @torch.no_grad()
@@ -52,11 +57,11 @@ def test_similarity_is_the_cosine_of_the_nearest_query(choice):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_all_come_back_and_names_of_the_likeliest_go_first(choice, scores, names, likeness, fit, seed):
+def test_all_come_back_and_names_of_the_likeliest_go_first(choice, phrases, scores, names, likeness, fit, seed):
     torch.manual_seed(seed)
     queries = torch.randn(1, 5, 24)
     row = [Hypothesis(text, score) for text, score in zip(TEXTS, sorted(scores, reverse=True), strict=False)]
-    (ordered,) = choice(queries, [row], [names], DecodingConfig(likeness=likeness, phrases=fit))
+    (ordered,) = choice(queries, [row], [names], DecodingConfig(likeness=likeness, phrases=fit), phrases)
     assert sorted(h.text for h in ordered) == sorted(h.text for h in row)
 
     def group(hypothesis):
@@ -69,7 +74,7 @@ def test_all_come_back_and_names_of_the_likeliest_go_first(choice, scores, names
     if likeness:
         value += likeness * choice.similarity(queries, [[h.text for h in row]])[0]
     if fit:
-        value += fit * choice._phrases(queries, [[h.text for h in row]])[0]
+        value += fit * phrases(queries, [[h.text for h in row]])[0]
     value = dict(zip(row, value.tolist(), strict=True))
     assert not group(row[0])[0]
     assert ordered == sorted(ordered, key=lambda h: (*group(h), -value[h]))
@@ -86,12 +91,14 @@ def test_a_renamed_thing_is_not_renamed_back(choice):
     assert choice(queries, [row], [[]], likeliest)[0][0].text == "A man rides a dragon"
 
 
-def test_wording_that_fits_goes_first(choice):
-    """A picture whose key is the weights of "rides a bike", among captions of other likelihood."""
-    queries = choice._phrases._weights[1].expand(1, 3, -1)
+def test_wording_that_fits_goes_first(phrases):
+    """A picture whose key is the weights of "rides a bike", among captions of other likelihood; without a projection."""
+    choice, queries = BeamChoice(None), phrases._weights[1].expand(1, 3, -1)
     row = [Hypothesis("A man sits", -1.0), Hypothesis("A man rides a bike", -1.1), Hypothesis("Two dogs run", -1.2)]
-    assert choice(queries, [row], [[]], DecodingConfig(phrases=10.0))[0][0].text == "A man rides a bike"
-    assert choice(queries, [row], [[]], DecodingConfig())[0][0].text == "A man sits"
+    wording = DecodingConfig(phrases=10.0)
+    assert choice(queries, [row], [[]], wording, phrases)[0][0].text == "A man rides a bike"
+    assert choice(queries, [row], [[]], wording)[0][0].text == "A man sits"
+    assert choice(queries, [row], [[]], DecodingConfig(), phrases)[0][0].text == "A man sits"
 
 
 def test_a_preset_without_text_projection_cannot_weigh_likeness():

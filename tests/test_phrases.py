@@ -4,10 +4,7 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +13,15 @@ import yaml
 from conftest import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import environment, world
+from tiny_run import finish, start, world
 
 from evcap.errors import EvcapError
-from evcap.phrases import PhraseModel
+from evcap.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
 from evcap.weights import write_safetensors
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "grass", "sofa"]
+ALL = {"size": 10**6, "least": 3, "longest": 4, "ridge": 0.003}
 
 
 def windows(text: str, longest: int) -> set[str]:
@@ -59,8 +57,8 @@ def test_weights_are_those_of_least_squares():
 
 def test_phrases_that_vary_most_are_kept():
     views, captions = pictures(60, 5, seed=1)
-    everything = PhraseModel.fit(views, captions, "any", size=10**6, least=3)
-    few = PhraseModel.fit(views, captions, "any", size=12, least=3)
+    everything = PhraseModel.fit(views, captions, "any", **ALL)
+    few = PhraseModel.fit(views, captions, "any", **ALL | {"size": 12})
     keys = torch.cat(views) - everything.center
     spread = (keys @ everything._weights.T).square().sum(0)
     least_kept = min(spread[everything.phrases.index(p)] for p in few.phrases)
@@ -74,7 +72,7 @@ def test_phrases_that_vary_most_are_kept():
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_fit_is_the_sum_over_phrases(texts, seed):
-    model = PhraseModel.fit(*pictures(40, 6, seed), "any", size=50, least=3)
+    model = PhraseModel.fit(*pictures(40, 6, seed), "any", **ALL | {"size": 50})
     torch.manual_seed(seed)
     queries = torch.randn(2, 3, 6)
     for picture, found in zip(queries, model(queries, [texts, texts[:1]]), strict=True):
@@ -89,7 +87,7 @@ def test_fit_is_the_sum_over_phrases(texts, seed):
 
 def test_a_file_gives_back_the_same_model(tmp_path):
     views, captions = pictures(40, 6, seed=0)
-    model = PhraseModel.fit(views, captions, "coder", size=50, least=3)
+    model = PhraseModel.fit(views, captions, "coder", **ALL)
     model.save(tmp_path / "p.safetensors")
     opened = PhraseModel.open(tmp_path / "p.safetensors", "coder")
     queries = torch.randn(2, 3, 6)
@@ -101,20 +99,61 @@ def test_files_that_do_not_fit(tmp_path):
     path = tmp_path / "p.safetensors"
     with pytest.raises(EvcapError, match="does not exist"):
         PhraseModel.open(path, "coder")
-    model = PhraseModel.fit(*pictures(40, 6, seed=0), "coder", size=50, least=3)
+    model = PhraseModel.fit(*pictures(40, 6, seed=0), "coder", **ALL)
     model.save(path)
     with pytest.raises(EvcapError, match="another encoder"):
         PhraseModel.open(path, "other")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(EvcapError, match="damaged"):
         PhraseModel.open(path, "coder")
-    tensors = {"weights": torch.ones(2, 3), "center": torch.ones(3)}
-    for metadata in (None, {}, {"phrases": "["}, {"phrases": "3"}, {"phrases": json.dumps(["a"])}, {"phrases": "[1, 2]"}):
-        write_safetensors(tensors, path, metadata)
-        with pytest.raises(EvcapError, match="no phrase model"):
-            PhraseModel.open(path, "coder")
-    with pytest.raises(EvcapError, match="no phrase is"):
-        PhraseModel.fit(*pictures(5, 6, seed=0), "coder", least=6)
+
+
+GOOD = {"weights": torch.ones(2, 3).to(EIGHT_BITS), "center": torch.ones(3)}
+NOT_A_NUMBER = torch.tensor([[1.0, 2.0, torch.nan]] * 2).to(EIGHT_BITS)
+
+
+@pytest.mark.parametrize("phrases", [None, "[", "[" * 10**5, "3", '"ab"', '["a"]', "[1, 2]", '["a", "a"]', '{"a": 1, "b": 2}'])
+def test_metadata_that_lies(tmp_path, phrases):
+    write_safetensors(GOOD, tmp_path / "p.safetensors", {"encoder": "coder"} | ({"phrases": phrases} if phrases else {}))
+    with pytest.raises(EvcapError, match="no phrase model"):
+        PhraseModel.open(tmp_path / "p.safetensors", "coder")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": torch.ones(2, 3)},
+        {"weights": torch.ones(2, 4).to(EIGHT_BITS)},
+        {"weights": torch.ones(2).to(EIGHT_BITS), "center": torch.tensor(0.0)},
+        {"weights": NOT_A_NUMBER},
+        {"center": torch.ones(3).double()},
+        {"center": torch.tensor([1.0, 2.0, torch.inf])},
+        {"center": torch.ones(1, 3)},
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path, change):
+    path, metadata = tmp_path / "p.safetensors", {"phrases": json.dumps(["a", "b"]), "encoder": "coder"}
+    write_safetensors(GOOD, path, metadata)
+    assert PhraseModel.open(path, "coder").phrases == ["a", "b"]
+    write_safetensors(GOOD | change, path, metadata)
+    with pytest.raises(EvcapError, match="no phrase model"):
+        PhraseModel.open(path, "coder")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"least": 6}, "no phrase is"), ({"size": 0}, "at least 1"), ({"longest": -1}, "at least 1"), ({"ridge": 0.0}, "ridge")],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(EvcapError, match=message):
+        PhraseModel.fit(*pictures(5, 6, seed=0), "coder", **ALL | settings)
+
+
+def test_pictures_that_teach_nothing():
+    views, captions = pictures(20, 6, seed=0)
+    for keys, texts in ((views, captions[:1] * 20), ([torch.ones(20, 6)] * 2, captions)):
+        with pytest.raises(EvcapError, match="nothing to learn"):
+            PhraseModel.fit(keys, texts, "coder", **ALL)
 
 
 def test_the_recipe_and_a_preset_that_uses_it(tmp_path):
@@ -122,10 +161,7 @@ def test_the_recipe_and_a_preset_that_uses_it(tmp_path):
     config = {"output": str(tmp_path / "assets" / "phrases.safetensors"), "trained": str(world() / "start.safetensors")}
     config |= {"sets": ["squares"], "preset": str(world() / "preset.yaml"), "least": 2}
     (tmp_path / "phrases.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "train/phrases.py", tmp_path / "phrases.yaml", "--data", world() / "data", "--quiet"]
-    folder = Path(__file__).parent.parent
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0 and "from 16 pictures" in done.stdout, done.stderr
+    assert "from 16 pictures" in finish(start("phrases", tmp_path / "phrases.yaml"))
 
     preset = yaml.safe_load((world() / "preset.yaml").read_text()) | {"assets": "assets"}
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))

@@ -115,14 +115,9 @@ def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
-    command = list(map(str, command))
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def environment() -> dict[str, str]:
-    """Variables of a recipe's process: a cache folder of its own, one thread, no GPU."""
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return variables | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -16,11 +16,12 @@ import typer
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
-from evcap.errors import EvcapError
+from evcap.console import command
 from evcap.features import cached_queries
 from evcap.phrases import PhraseModel
 from evcap.predictor import encoder_fingerprint
 from evcap.qformer import mean_keys
+from evcap.text import clean_caption
 from evcap.training import read_split
 
 
@@ -48,15 +49,12 @@ def main(
     encoder = encoder_fingerprint(model)
     records = read_split(data, config.sets, "train")
     views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
-    keys = [mean_keys(torch.from_numpy(view[:])) for view in views]
-    captions = [r.captions for r in records]
+    keys = [mean_keys(torch.from_numpy(view)) for view in views]
+    captions = [[clean_caption(c) for c in r.captions] for r in records]
     phrases = PhraseModel.fit(keys, captions, encoder, config.size, config.least, config.longest, config.ridge)
     phrases.save(config.output)
     print(f"{config.output}: {len(phrases.phrases)} phrases from {len(records)} pictures")
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
