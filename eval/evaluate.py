@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import random
 import shlex
 import sys
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from evcap.console import command
 from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
 from evcap.metrics import missing_spice, per_image_cider, score
 from evcap.weights import fingerprint
 
@@ -44,7 +42,7 @@ class Config:
     images: str
     output: str
     preset: str = "embedded"
-    memory: str | None = None  # null = the preset's own; "empty"; "shuffled" = its own, other names on its keys; or a folder
+    memory: str | None = None  # folder of another memory than the preset's own
     beams: int = 5
     min_length: int = 0
     max_length: int = 32
@@ -53,28 +51,14 @@ class Config:
     seed: int = 0  # of the shuffle, the only thing that is drawn
 
 
-def load_captioner(config: Config):
-    """The captioner with the memory that the config names."""
-    if config.memory not in ("empty", "shuffled"):
-        return evcap.load(config.preset, config.memory)
-    captioner = evcap.load(config.preset)
-    own = captioner.memory
-    if config.memory == "empty":
-        captioner.memory = VisualNameMemory.empty(own.keys.shape[1], own.encoder)
-    else:
-        names = random.Random(config.seed).sample(own.names, len(own.names))
-        captioner.memory = VisualNameMemory(own.keys, names, own.sources, own.images, own.encoder)
-    return captioner
-
-
 def marks(config: Config, captioner) -> dict[str, str]:
-    """Short hashes of what a caption depends on besides the config: the trained tensors and the memory."""
-    assets = preset_path(config.preset).parent / load_preset(config.preset).assets
-    with (assets / "trained.safetensors").open("rb") as file:
-        trained = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Short hashes of what a caption depends on besides the config: the preset, its trained tensors and the memory."""
+    preset = preset_path(config.preset)
+    files = [preset, *sorted((preset.parent / load_preset(preset).assets).glob("*.safetensors"))]
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
     memory = captioner.memory
     keys = {"keys": torch.tensor(memory.keys)} if len(memory) else {}
-    return {"trained": trained, "memory": fingerprint(keys, {"names": memory.names})}
+    return hashes | {"memory": fingerprint(keys, {"names": memory.names})}
 
 
 def finished(path: Path, settings: dict) -> dict[int, dict]:
@@ -132,7 +116,7 @@ def main(
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
 
-    captioner = load_captioner(config)
+    captioner = evcap.load(config.preset, config.memory)
     made_by = marks(config, captioner)
     settings = {key: value for key, value in vars(config).items() if key not in ("output", "limit")} | made_by
     rows = caption_all(captioner, config, settings, records, folder / "predictions.jsonl", quiet)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import evcap
 from eval import evaluate
-from evcap.config import load_yaml
+from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
 from evcap.contact_sheet import Scored, choose
 from evcap.memory import RetrievedName, VisualNameMemory
@@ -56,12 +56,12 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, **changes):
+def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load=None, **changes):
     """One evaluation in the current folder with a made captioner, scored without METEOR and SPICE, which start slowly."""
     monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
     for module in ("evcap.metrics", "eval.evaluate"):
         monkeypatch.setattr(f"{module}.missing_spice", lambda: "SPICE is left out: no models")
-    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: captioner)
+    monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None: captioner))
     settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     result = CliRunner().invoke(app, ["config.yaml", "--data", ".", "--quiet"])
@@ -78,7 +78,7 @@ def test_what_it_writes(folder, monkeypatch):
     references = {100 + n: [f"picture {n} of colour"] for n in range(PICTURES)}
     expected = score({row["image_id"]: row["caption"] for row in predictions}, references)
     assert metrics["scores"] == pytest.approx(expected) and expected["METEOR"] == 50 and expected["CIDEr"] > 0
-    assert metrics["versions"]["evcap"] == evcap.__version__ and len(metrics["fingerprints"]["trained"]) == 16
+    assert metrics["versions"]["evcap"] == evcap.__version__ and len(metrics["fingerprints"]["trained.safetensors"]) == 16
     with Image.open(folder / "out/contact_sheet.png") as sheet:
         assert sheet.width == 1600
     assert "CIDEr" in output and f"{metrics['scores']['CIDEr']:.1f}" in output
@@ -128,27 +128,24 @@ def test_captions_of_other_settings_are_not_mixed(folder, monkeypatch):
     assert "other settings (memory): delete it" in run(monkeypatch, renamed, code=1).output
 
 
-def test_empty_memory(folder, monkeypatch):
-    captioner = FakeCaptioner()
-    run(monkeypatch, captioner, memory="empty")
-    assert len(captioner.memory) == 0 and captioner.memory.encoder == "fake"
+def test_captions_of_an_edited_preset_are_not_mixed(folder, monkeypatch):
+    preset = yaml.safe_load((PRESET_FOLDER / "embedded.yaml").read_text())
+    preset["assets"] = str(PRESET_FOLDER / preset["assets"])
+    (folder / "own.yaml").write_text(yaml.safe_dump(preset))
+    run(monkeypatch, FakeCaptioner(), preset="own.yaml")
+    preset["decoding"]["length_penalty"] += 0.1
+    (folder / "own.yaml").write_text(yaml.safe_dump(preset))
+    assert "other settings (own.yaml): delete it" in run(monkeypatch, FakeCaptioner(), code=1, preset="own.yaml").output
 
 
-def test_shuffled_memory(monkeypatch):
-    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: FakeCaptioner())
-    own = FakeCaptioner().memory
-    orders = []
-    for seed in (0, 0, 1, 2, 3):
-        memory = evaluate.load_captioner(evaluate.Config("", "", "", memory="shuffled", seed=seed)).memory
-        assert sorted(memory.names) == sorted(own.names) and (memory.keys == own.keys).all()
-        orders.append(tuple(memory.names))
-    assert orders[0] == orders[1] and len(set(orders)) > 1
-
-
-def test_memory_of_a_folder(monkeypatch):
+def test_memory_of_a_folder(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(evcap, "load", lambda preset, memory=None: asked.append((preset, memory)))
-    evaluate.load_captioner(evaluate.Config("", "", "", memory="some/folder"))
+
+    def load(preset, memory=None):
+        asked.append((preset, memory))
+        return FakeCaptioner()
+
+    run(monkeypatch, load=load, memory="some/folder")
     assert asked == [("embedded", "some/folder")]
 
 
