@@ -9,6 +9,7 @@ from torch import nn
 
 from evcap.captioner import EVCap, load_parts
 from evcap.config import LanguageConfig, Preset
+from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
 from evcap.language import LanguageModel
 from evcap.weights import (
@@ -47,12 +48,17 @@ def build_model(preset: Preset, trained: str | Path | None, dtype: torch.dtype =
     """The whole model; `trained` is a safetensors file of `trained_parts` or None to start training from scratch.
 
     dtype: of the frozen language model, bfloat16 for training under autocast. All else is float32.
-    Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first.
+    Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
+    do not go together.
     """
-    model = EVCap(preset, build_language(preset.language, dtype))
-    if preset.vision.kind == "efficientnet-lite2":
+    if preset.vision.kind != "efficientnet-lite2":
+        raise EvcapError(f"preset '{preset.name}': loading weights of a '{preset.vision.kind}' image tower is not built yet")
+    try:
+        model = EVCap(preset, build_language(preset.language, dtype))
         model.backbone.network.load_state_dict(efficientnet_lite2_state())
         load_name_embeddings(model.fusion.embeddings)
+    except (ValueError, RuntimeError) as error:  # sizes that do not go together
+        raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
     if trained is not None:
         load_parts(model, read_safetensors(trained), str(trained))
     return model.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from contextlib import closing
 from enum import StrEnum
@@ -55,25 +54,6 @@ def _to_edit(folder: Path | None) -> Path:
             "the shipped memory is only read: copy it with `evcap memory export FOLDER`, then edit with --memory FOLDER"
         )
     return folder
-
-
-def _clean(name: str) -> str:
-    from evcap.vocabulary import clean_name
-
-    cleaned = clean_name(name)
-    if not cleaned:
-        raise EvcapError(f"'{name}' holds nothing that can be said; give a name of letters or digits")
-    return cleaned
-
-
-def _known(memory: VisualNameMemory, name: str) -> str:
-    """`name` as the memory spells it; EvcapError with the names that come near if it holds none."""
-    cleaned, counts = _clean(name), memory.counts()
-    if cleaned in counts:
-        return cleaned
-    near = difflib.get_close_matches(cleaned, counts, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"
-    raise EvcapError(f"the memory holds no entry '{name}'; {hint}")
 
 
 def _plural(count: int, one: str, many: str) -> str:
@@ -179,11 +159,12 @@ def add(
 
 def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
     from evcap.images import find_images
+    from evcap.memory import checked_name
 
     if from_folder is None:
         if name is None or not images:
             raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
-        return dict.fromkeys(find_images(images), _clean(name))
+        return dict.fromkeys(find_images(images), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
     if not from_folder.is_dir():
@@ -191,7 +172,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
     named = {}
     for part in sorted(from_folder.iterdir()):
         if part.is_dir() and not part.name.startswith("."):
-            named.update(dict.fromkeys(find_images([part]), _clean(part.name)))
+            named.update(dict.fromkeys(find_images([part]), checked_name(part.name)))
     if not named:
         raise EvcapError(f"{from_folder}: holds no folders; put the pictures of each name into a folder of that name")
     return named
@@ -206,7 +187,7 @@ def remove(
     """Remove all entries of a name."""
     folder = _to_edit(memory)
     edited = _open(folder)
-    count = edited.remove(_known(edited, name))
+    count = edited.remove(name)
     edited.save(folder)
     typer.echo(f"removed {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
 
@@ -221,7 +202,7 @@ def rename(
     """Give all entries of a name another one: captions follow at once."""
     folder = _to_edit(memory)
     edited = _open(folder)
-    count = edited.rename(_known(edited, old), new)
+    count = edited.rename(old, new)
     edited.save(folder)
     typer.echo(f"renamed {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
 

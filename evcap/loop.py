@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from evcap.captioner import EVCap
+from evcap.errors import EvcapError
 from evcap.training import RunFolder, parameter_groups
 
 
@@ -23,12 +24,14 @@ class TrainingLoop:
     """AdamW steps of one run through accelerate in bf16, resumed where its folder stopped.
 
     config: a recipe's dataclass with output, seed, epochs, max_steps, batch, accumulate, learning_rate, weight_decay, warmup,
-    validate and checkpoint_minutes. Raises EvcapError when the output folder holds a run with other settings.
+    validate and checkpoint_minutes. Raises EvcapError when the output folder holds a run with other settings, and from
+    `start` when the pictures are fewer than one step takes.
     """
 
     def __init__(self, config, quiet: bool):
         self.config = config
-        self.accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+        # cpu: the recipes build their inputs on the CPU and have not been run on anything else
+        self.accelerator = Accelerator(cpu=True, mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
         use_all_cores(self.accelerator)
         torch.manual_seed(config.seed)
         self.quiet = quiet or not self.accelerator.is_main_process
@@ -46,6 +49,8 @@ class TrainingLoop:
         self.model, self.pictures = model, pictures
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.steps_per_epoch = pictures // self.step_size
+        if not self.steps_per_epoch:
+            raise EvcapError(f"a step takes {self.step_size} pictures (batch x accumulate x processes), there are {pictures}")
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or 10**9)
         groups = parameter_groups(trainer, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))

@@ -48,6 +48,14 @@ def _unit(keys) -> np.ndarray:
     return (wide / length).astype(keys.dtype if keys.dtype in (np.float16, np.float32) else np.float32)
 
 
+def checked_name(name: str) -> str:
+    """The name as memories spell it. Raises EvcapError when nothing of it can be said."""
+    cleaned = clean_name(name)
+    if not cleaned:
+        raise EvcapError(f"'{name}' holds nothing that can be said; give a name of letters or digits")
+    return cleaned
+
+
 class VisualNameMemory:
     """M entries: keys (M,D), names, sources and images (lists of M strings), and the fingerprint of their encoder."""
 
@@ -145,7 +153,7 @@ class VisualNameMemory:
             raise EvcapError(f"{len(keys)} keys, {len(names)} names, {len(sources)} sources, {len(images)} images: unequal")
         if keys.shape[1] != self.keys.shape[1]:
             raise EvcapError(f"keys are {keys.shape[1]} wide, this memory's are {self.keys.shape[1]}")
-        cleaned = [self._checked(name) for name in names]
+        cleaned = [checked_name(name) for name in names]
         keys = keys.astype(self.keys.dtype)
         if self._index is not None:
             self._index.add(keys.astype(np.float32))
@@ -177,7 +185,7 @@ class VisualNameMemory:
 
     def rename(self, old: str, new: str) -> int:
         """Give all entries of `old` the name `new`, joining it if it exists; returns how many. Raises if there is none."""
-        old, new = self._present(old), self._checked(new)
+        old, new = self._present(old), checked_name(new)
         count = self.names.count(old)
         self.names = [new if n == old else n for n in self.names]
         return count
@@ -193,15 +201,8 @@ class VisualNameMemory:
             self.add(other.keys, other.names, other.sources, other.images)
         return count
 
-    @staticmethod
-    def _checked(name: str) -> str:
-        cleaned = clean_name(name)
-        if not cleaned:
-            raise EvcapError(f"'{name}' holds nothing that can be said; give a name of letters or digits")
-        return cleaned
-
     def _present(self, name: str) -> str:
-        cleaned = clean_name(name)
+        cleaned = checked_name(name)
         if cleaned not in self.names:
             near = difflib.get_close_matches(cleaned, set(self.names), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"

@@ -16,6 +16,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: QFormerConfig, context_width: int):
         super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"a Q-Former of width {config.width} cannot have {config.heads} heads")
         self.heads = config.heads
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(context_width, config.width)

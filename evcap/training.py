@@ -48,6 +48,9 @@ class RunFolder:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log = self.folder / "log.jsonl"
+        if self._log.exists() and not self._log.read_bytes().endswith(b"\n"):  # killed while it wrote a line
+            with self._log.open("a") as file:
+                file.write("\n")
         recorded = self.folder / "settings.json"
         if recorded.exists() and json.loads(recorded.read_text()) != settings:
             raise EvcapError(f"{self.folder} holds a run with other settings; choose another output folder or delete it")

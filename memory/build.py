@@ -1,4 +1,4 @@
-"""Build a visual-name memory from named images (EVCap, arXiv 2311.15879, section 3.1): 1 to 10 images a name.
+"""Build a visual-name memory from named images (EVCap, arXiv 2311.15879, section 3.1; `per_name` of them at most).
 
     python memory/build.py memory/configs/embedded.yaml --data DIR --output FOLDER [--trained FILE]
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml, preset_path
+from evcap.console import command
 from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
 from evcap.errors import EvcapError
 from evcap.images import open_image
@@ -52,7 +53,7 @@ class Config:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """One candidate entry: a picture, or a box (x1,y1,x2,y2 in pixels) of it, and its name."""
+    """One candidate entry: a picture, or the part of it inside a box (x1,y1,x2,y2 in pixels), and its name."""
 
     name: str
     path: Path
@@ -61,7 +62,10 @@ class NamedImage:
 
     def open(self) -> Image.Image:
         image = open_image(self.path)
-        return image if self.box is None else image.crop(tuple(round(v) for v in self.box))
+        if self.box is None:
+            return image
+        x1, y1, x2, y2 = self.box
+        return image.crop((round(max(0, x1)), round(max(0, y1)), round(min(image.width, x2)), round(min(image.height, y2))))
 
 
 def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
@@ -71,9 +75,7 @@ def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
             if item.iscrowd or min(x2 - x1, y2 - y1) < config.least_side:
                 continue
             dx, dy = config.margin * (x2 - x1), config.margin * (y2 - y1)
-            box = (max(0, x1 - dx), max(0, y1 - dy), x2 + dx, y2 + dy)
-            with Image.open(item.path) as image:
-                box = (*box[:2], min(image.width, box[2]), min(image.height, box[3]))
+            box = (x1 - dx, y1 - dy, x2 + dx, y2 + dy)
             yield NamedImage(clean_name(item.name), item.path, f"{name} box", box)
 
 
@@ -126,6 +128,8 @@ def main(
     config = load_yaml(config_path, Config)
     candidates = all_candidates(config, data)
     chosen = choose(candidates, config.per_name, config.seed)
+    if not chosen:
+        raise EvcapError(f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `scenes` and `names`")
     preset = load_preset(config.preset)
     shipped = preset_path(config.preset).parent / (preset.assets or "") / "trained.safetensors"
     captioner = Captioner(build_model(preset, trained or shipped))
@@ -147,7 +151,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))

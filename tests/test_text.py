@@ -60,7 +60,7 @@ def embedder():
 
 
 def test_embeddings_equal_those_of_transformers_in_float32(embedder):
-    """The model card's recipe: mean over real tokens, unit length. The embedder computes in bfloat16."""
+    """The model card's recipe: mean over real tokens, unit length."""
     folder = MINILM_WEIGHTS.locate().parent
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).float().eval()
     found = embedder(SENTENCES)

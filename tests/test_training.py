@@ -3,7 +3,6 @@
 import json
 import time
 
-import numpy as np
 import pytest
 import torch
 from tiny import tiny_evcap
@@ -12,7 +11,6 @@ from torch import nn
 
 from evcap.captioner import trained_parts
 from evcap.errors import EvcapError
-from evcap.features import FeatureCache
 from evcap.training import RunFolder, parameter_groups
 from evcap.weights import read_safetensors
 
@@ -87,6 +85,22 @@ def test_the_later_record_of_a_step_counts(tmp_path):
     assert run.plot().read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
+    RunFolder(tmp_path, {}).record(step=0, loss=1.0)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    run = RunFolder(tmp_path, {})
+    run.record(step=1, loss=0.5)
+    assert run.records() == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]
+
+
+def test_fewer_pictures_than_a_step_takes():
+    process = start("train", config_for("train", "few", batch=20))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1 and output.splitlines()[-1].endswith("processes), there are 16")
+    assert not (world() / "few" / "last.safetensors").exists()
+
+
 def test_trained_tensors_ship_in_half_precision(tmp_path):
     model = tiny_evcap()
     saved = read_safetensors(RunFolder(tmp_path, {}).save_trained(model, "best"))
@@ -102,25 +116,6 @@ def test_only_matrices_decay():
     assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert [tuple(p.shape) for p in decay["params"]] == [(3, 4), (1, 8, 5)]
     assert [tuple(p.shape) for p in plain["params"]] == [(3,), (4,), (4,), (1, 1, 5)]
-
-
-def test_feature_cache_goes_on_where_it_stopped(tmp_path):
-    truth, computed = np.arange(30, dtype=np.float16).reshape(10, 3), []
-
-    def compute(start, stop):
-        if computed and stop > 6 and not hasattr(compute, "again"):
-            raise KeyboardInterrupt
-        computed.append((start, stop))
-        return torch.from_numpy(truth[start:stop])
-
-    with pytest.raises(KeyboardInterrupt):
-        FeatureCache(tmp_path, {"k": 1}, 10, (3,)).fill(compute, 3, lambda n: None)
-    compute.again, advanced = True, []
-    cache = FeatureCache(tmp_path, {"k": 1}, 10, (3,))
-    cache.fill(compute, 3, advanced.append)
-    assert computed == [(0, 3), (3, 6), (6, 9), (9, 10)] and sum(advanced) == 10
-    assert (cache.rows == truth).all()
-    assert FeatureCache(tmp_path, {"k": 2}, 10, (3,)).done == 0  # other settings are another file
 
 
 @pytest.mark.parametrize("recipe", ["pretrain", "train"])
@@ -170,12 +165,3 @@ def test_settings_of_a_run_are_kept():
     straight("train")
     kept = json.loads((world() / "train-straight" / "settings.json").read_text())
     assert kept["seed"] == 3 and kept["sets"] == ["squares"]
-
-
-def test_self_critical_training():
-    """Every step logs the mean CIDEr of the captions it drew, and the same parts learn as from given captions."""
-    finish(start("train", config_for("train", "critic", samples=3, epochs=1)))
-    steps = [row for row in log("critic") if "loss" in row]
-    assert len(steps) == STEPS // 3 and all(0 <= row["reward"] <= 10 for row in steps)
-    begin, end = read_safetensors(world() / "start.safetensors"), read_safetensors(world() / "critic" / "last.safetensors")
-    assert {k.split(".")[0] for k in end if not torch.equal(end[k], begin[k].half())} <= {"fusion", "projection", "language"}

@@ -24,8 +24,8 @@ from torch import nn
 from evcap.build import build_model
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
+from evcap.console import command
 from evcap.datasets import CaptionedImage
-from evcap.errors import EvcapError
 from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
 from evcap.metrics import cider
@@ -61,7 +61,7 @@ class Config:
 
 
 class Pretrainer(nn.Module):
-    """EVCap with both losses as one forward pass, the form accelerate wraps."""
+    """EVCap with the losses of pretraining as one forward pass, the form accelerate wraps."""
 
     def __init__(self, model: EVCap):
         super().__init__()
@@ -81,7 +81,7 @@ class Pretrainer(nn.Module):
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
             losses = {
                 "contrast": info_nce((singles @ texts.T).amax(1), count),
-                "word": word_loss(singles, mean, words, targets) + likeness(singles),
+                "word": word_loss(singles, mean, words, targets) + sameness(singles),
             }
         if captions is not None:
             language = self.model.language
@@ -115,7 +115,7 @@ def word_loss(singles: torch.Tensor, mean: torch.Tensor, words: torch.Tensor, ta
     return total / 2
 
 
-def likeness(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
+def sameness(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
     """Penalty on queries of one picture that all say the same: their mean pairwise cosine above `allowed`."""
     count = singles.shape[1]
     mean = (singles.sum(1).square().sum(-1) - count) / (count * (count - 1))
@@ -180,7 +180,7 @@ def main(
     with accelerator.main_process_first():
         plain = cached_patches(model, records, data, False, quiet)
         mirrored = cached_patches(model, records, data, True, quiet)
-        val_records = read_split(data, config.sets, "val")
+        val_records = read_split(data, config.sets, "val")[: config.validate]
         val_rows = cached_patches(model, val_records, data, False, quiet)
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
@@ -203,7 +203,7 @@ def main(
     trainer = loop.start(trainer, model, len(records))
 
     def scores() -> dict[str, float]:
-        return validate(model, val_rows, val_records[: config.validate], config.caption_weight > 0)
+        return validate(model, val_rows, val_records, config.caption_weight > 0)
 
     for rows, _ in loop.batches(scores):
         coins = torch.rand(len(rows)) < 0.5
@@ -221,7 +221,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except EvcapError as error:
-        raise SystemExit(f"error: {error}") from None
+    typer.run(command(main))
