@@ -48,7 +48,6 @@ class Config:
     max_length: int = 32
     batch_size: int = 32
     limit: int | None = None  # the first so many pictures
-    seed: int = 0  # of the shuffle, the only thing that is drawn
 
 
 def marks(config: Config, captioner) -> dict[str, str]:
