@@ -33,7 +33,6 @@ class PhraseModel:
     def __init__(self, phrases: Sequence[str], weights: torch.Tensor, center: torch.Tensor, encoder: str):
         """phrases: P; weights (P,W) float8_e4m3fn; center (W,) float32, the mean key; encoder: fingerprint of the keys'."""
         self.phrases, self.center, self.encoder = list(phrases), center, encoder
-        self._stored = weights
         self._weights = weights.float()
         self._place = {phrase: i for i, phrase in enumerate(self.phrases)}
         self._longest = max((phrase.count(" ") + 1 for phrase in self.phrases), default=0)
@@ -92,13 +91,14 @@ class PhraseModel:
         return [torch.tensor([self._fit_of(row, text) for text in own]) for row, own in zip(expected, texts, strict=True)]
 
     def _fit_of(self, expected: torch.Tensor, text: str) -> float:
-        said = {self._place[phrase] for phrase in _phrases(text, self._longest) if phrase in self._place}
-        return expected[sorted(said)].sum().item() / math.sqrt(max(len(plain_words(text)), 1))
+        words = plain_words(text)
+        said = {self._place[phrase] for phrase in _phrases(words, self._longest) if phrase in self._place}
+        return expected[sorted(said)].sum().item() / math.sqrt(max(len(words), 1))
 
     def save(self, path: str | Path) -> None:
         """A safetensors file: "weights" and "center"; the phrases (JSON) and the encoder in its metadata."""
         metadata = {"phrases": json.dumps(self.phrases), "encoder": self.encoder}
-        write_safetensors({"weights": self._stored, "center": self.center}, path, metadata)
+        write_safetensors({"weights": self._weights.to(EIGHT_BITS), "center": self.center}, path, metadata)
 
     @classmethod
     def open(cls, path: str | Path, encoder: str) -> PhraseModel:
@@ -126,14 +126,13 @@ def _are_weights(weights: torch.Tensor, center: torch.Tensor, count: int) -> boo
     return weights.shape == (count, len(center)) and bool(finite)
 
 
-def _phrases(text: str, longest: int) -> set[str]:
-    words = plain_words(text)
+def _phrases(words: Sequence[str], longest: int) -> set[str]:
     return {" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
 
 
 def _shares(captions: Sequence[str], longest: int) -> dict[str, float]:
     """Phrases of a picture's captions with the share of the captions that say each."""
-    counts = Counter(phrase for caption in captions for phrase in _phrases(caption, longest))
+    counts = Counter(phrase for caption in captions for phrase in _phrases(plain_words(caption), longest))
     return {phrase: count / len(captions) for phrase, count in counts.items()}
 
 

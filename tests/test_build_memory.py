@@ -43,6 +43,7 @@ def test_boxes_are_large_enough_and_keep_a_margin_inside_the_picture(data):
     assert (first.name, first.path.name, first.source) == ("wine glass", "a.png", "tiny box")
     assert first.box == (40, 15, 160, 75)
     assert first.open().size == (120, 60)
+    assert second.box == pytest.approx((-4, -7.7, 68, 108.7))
     assert second.open().size == (68, 100)  # the margin ends at the edges of the picture
 
 
