@@ -25,8 +25,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 import evcap
-from evcap.config import load_preset, load_yaml, preset_path
-from evcap.console import command
+from evcap.config import assets_folder, load_preset, load_yaml, preset_path
+from evcap.console import DataFolder, NoBars, command
 from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
@@ -52,8 +52,8 @@ class Config:
 
 def marks(config: Config, captioner) -> dict[str, str]:
     """Short hashes of what a caption depends on besides the config: the preset, its trained tensors and the memory."""
-    preset = preset_path(config.preset)
-    files = [preset, *sorted((preset.parent / load_preset(preset).assets).glob("*.safetensors"))]
+    assets = assets_folder(config.preset, load_preset(config.preset))
+    files = [preset_path(config.preset), *sorted(assets.glob("*.safetensors"))]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
     memory = captioner.memory
     keys = {"keys": torch.tensor(memory.keys)} if len(memory) else {}
@@ -105,8 +105,8 @@ def caption_all(captioner, config: Config, settings: dict, records: list[Caption
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    data: DataFolder,
+    quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
     if min(config.batch_size, config.limit or 1) < 1:

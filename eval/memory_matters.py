@@ -25,11 +25,10 @@ from typing import Annotated
 
 import torch
 import typer
-from tqdm import tqdm
 
 import evcap
 from evcap.config import load_yaml
-from evcap.console import command
+from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import read_coco_captions
 from evcap.memory import VisualNameMemory
 from evcap.metrics import per_image_cider, score
@@ -64,12 +63,7 @@ def with_names(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
 def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Config, title: str):
     """Captions of N pictures from their query features (N,32,W) with another memory in place: list[Caption]."""
     captioner.memory = memory
-    captions = []
-    with tqdm(total=len(queries), desc=title, unit="img", leave=False, disable=None) as bar:
-        for batch in queries.split(config.batch_size):
-            captions += captioner.caption_features(batch, beams=config.beams, batch_size=config.batch_size)
-            bar.update(len(batch))
-    return captions
+    return caption_with_bar(captioner, queries, config.beams, config.batch_size, title)
 
 
 def frequent_names(said: Counter, memory: VisualNameMemory, config: Config) -> tuple[list[str], dict[str, str]]:
@@ -188,7 +182,7 @@ def markdown(scores: dict, differences: dict, results: dict, overall: dict) -> s
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+    data: DataFolder,
     preset: Annotated[str | None, typer.Option(help="Another preset than the config's: a name or a YAML file.")] = None,
 ) -> None:
     config = load_yaml(config_path, Config)

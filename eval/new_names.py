@@ -18,10 +18,9 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from evcap.config import load_yaml
-from evcap.console import command
+from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.metrics import cider
@@ -75,7 +74,7 @@ def f1_scores(finder: NameFinder, names: list[str], captions: list[str], records
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+    data: DataFolder,
 ) -> None:
     config = load_yaml(config_path, Config)
     if not config.names:
@@ -95,9 +94,7 @@ def main(
         if stage == "after":
             keys = captioner.keys([path for _, path in new]).astype(np.float16)
             captioner.memory.add(keys, [n for n, _ in new], ["new name"] * len(new), [p.name for _, p in new])
-        batches = tqdm(queries.split(32), desc=f"{stage} the new entries", unit="batch", disable=None)
-        answers = [a for batch in batches for a in captioner.caption_features(batch, beams=config.beams, batch_size=32)]
-        captions = [a.caption for a in answers]
+        captions = [c.caption for c in caption_with_bar(captioner, queries, config.beams, 32, f"{stage} the new entries")]
         scores = f1_scores(finder, config.names, captions, records)
         result[stage] = {"names": scores, "mean_f1": sum(s["f1"] for s in scores.values()) / len(scores)}
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)

@@ -36,9 +36,9 @@ class ListFormat(StrEnum):
 
 
 def _shipped() -> Path:
-    from evcap.config import load_preset, preset_path
+    from evcap.config import assets_folder, load_preset
 
-    return preset_path("embedded").parent / load_preset("embedded").assets / "memory"
+    return assets_folder("embedded", load_preset("embedded")) / "memory"
 
 
 def _open(folder: Path | None) -> VisualNameMemory:

@@ -161,3 +161,8 @@ def preset_path(name_or_path: str | Path) -> Path:
 def load_preset(name_or_path: str | Path) -> Preset:
     """Read a preset by its shipped name ("embedded", "evcap-vicuna-13b") or from a YAML file of your own."""
     return load_yaml(preset_path(name_or_path), Preset)
+
+
+def assets_folder(name_or_path: str | Path, preset: Preset) -> Path:
+    """The folder of a preset's own tensors and memory; `name_or_path` is what the preset was read from."""
+    return preset_path(name_or_path).parent / (preset.assets or "")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INTERRUPTED = 130  # the exit code shells use for Ctrl-C
+
+# options that the recipes share
+DataFolder = Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")]
+NoBars = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def complain(message: str) -> None:
@@ -103,6 +107,18 @@ class Progress:
         if not self._quiet:
             rate = self._done / max(seconds, 1e-9)
             typer.echo(f"{self._done} of {self._total} pictures in {seconds:.1f} s ({rate:.1f} a second)", err=True)
+
+
+def caption_with_bar(captioner, queries, beams: int, batch_size: int, title: str) -> list:
+    """Captions of N pictures from their query features (N,32,W), with a bar on a terminal: list[Caption]."""
+    from tqdm import tqdm
+
+    captions = []
+    with tqdm(total=len(queries), desc=title, unit="img", leave=False, disable=None) as bar:
+        for batch in queries.split(batch_size):
+            captions += captioner.caption_features(batch, beams=beams, batch_size=batch_size)
+            bar.update(len(batch))
+    return captions
 
 
 def answers(

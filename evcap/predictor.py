@@ -15,7 +15,7 @@ from PIL import Image
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.choice import BeamChoice
-from evcap.config import Preset, load_preset, preset_path
+from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.images import open_image, to_rgb, to_tensor
 from evcap.memory import RetrievedName, VisualNameMemory
@@ -75,7 +75,7 @@ class Captioner:
         settings = load_preset(preset)
         if settings.assets is None and (trained is None or memory is None):
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
-        assets = preset_path(preset).parent / (settings.assets or "")
+        assets = assets_folder(preset, settings)
         # float32 throughout: in bfloat16 a third of the captions change with the batch size (docs/embedded.md)
         model = build_model(settings, trained or assets / "trained.safetensors", torch.float32)
         model.language.merge()

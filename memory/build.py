@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from evcap.build import build_model
-from evcap.config import load_preset, load_yaml, preset_path
-from evcap.console import command
+from evcap.config import assets_folder, load_preset, load_yaml
+from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
 from evcap.errors import EvcapError
 from evcap.images import open_image
@@ -120,10 +120,10 @@ def choose(candidates: list[NamedImage], per_name: int, seed: int) -> list[Named
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see memory/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
+    data: DataFolder,
     output: Annotated[Path, typer.Option(help="Folder of the new memory.")],
     trained: Annotated[Path | None, typer.Option(help="Trained tensors to encode with, if not the shipped ones.")] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
     candidates = all_candidates(config, data)
@@ -131,7 +131,7 @@ def main(
     if not chosen:
         raise EvcapError(f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `scenes` and `names`")
     preset = load_preset(config.preset)
-    shipped = preset_path(config.preset).parent / (preset.assets or "") / "trained.safetensors"
+    shipped = assets_folder(config.preset, preset) / "trained.safetensors"
     captioner = Captioner(build_model(preset, trained or shipped))
     keys = []
     with tqdm(total=len(chosen), desc="memory", unit="img", disable=quiet) as bar:

@@ -2,7 +2,7 @@
 
     python train/phrases.py train/configs/embedded-phrases.yaml --data DIR
 
-Closed form, without steps: one process, a minute on two cores once the query features are cached.
+Closed form, without steps: one process, about ten seconds on two cores once the query features are cached.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
-from evcap.console import command
+from evcap.console import DataFolder, NoBars, command
 from evcap.features import cached_queries
 from evcap.phrases import PhraseModel
 from evcap.predictor import encoder_fingerprint
@@ -41,8 +41,8 @@ class Config:
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    data: DataFolder,
+    quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
     model = build_model(load_preset(config.preset), config.trained)

@@ -24,7 +24,7 @@ from torch import nn
 from evcap.build import build_model
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
-from evcap.console import command
+from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import CaptionedImage
 from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
@@ -169,8 +169,8 @@ def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], 
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    data: DataFolder,
+    quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
-from evcap.console import command
+from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_lvis_names
 from evcap.features import cached_queries
 from evcap.loop import TrainingLoop
@@ -103,8 +103,8 @@ def trainable(name: str, config: Config) -> bool:
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")],
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    data: DataFolder,
+    quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
