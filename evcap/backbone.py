@@ -51,8 +51,8 @@ class Blip2Vit(nn.Module):
         self.network.post_layernorm.eps = 1e-5  # LAVIS keeps this norm outside the tower, with PyTorch's default eps
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels (B,3,S,S) normalised float -> (B, 1 + (S/patch)^2, width)."""
-        return self.network(pixels).last_hidden_state
+        """pixels (B,3,S,S) normalised float -> (B, 1 + (S/patch)^2, width) float32; the tower itself may be half precision."""
+        return self.network(pixels.to(self.network.dtype)).last_hidden_state.float()
 
 
 TOWERS = {"efficientnet-lite2": EfficientNetLite, "blip2-vit": Blip2Vit}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from evcap.backbone import build_backbone
+from evcap.blip2 import load_blip2
 from evcap.captioner import EVCap, load_parts
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
@@ -20,16 +24,54 @@ from evcap.weights import (
     smollm2_folder,
 )
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}}
 
-def build_language(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
-    """The frozen language model of a preset with its tokenizer, in eval mode."""
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """The named device; without a name a CUDA GPU where there is one, else the CPU."""
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def build_language(config: LanguageConfig, precision: str, device: torch.device) -> LanguageModel:
+    """The frozen language model of a preset with its tokenizer, in eval mode. precision: one of DTYPES or QUANTIZED.
+
+    Raises EvcapError when there is no such model here, or when it is not of the preset's width.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = smollm2_folder() if config.kind == "smollm2-135m" else config.kind
-    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return LanguageModel(config, llm.eval(), AutoTokenizer.from_pretrained(folder))
+    # eager on CPUs: the backward pass of the fused kernel is several times slower there
+    settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision)
+    if device.type != "cpu":
+        settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
+    try:
+        llm = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ImportError) as error:
+        raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None
+    width = llm.get_input_embeddings().embedding_dim
+    if width != config.hidden:
+        raise EvcapError(f"language model '{folder}' is {width} wide, the preset says language.hidden: {config.hidden}")
+    return LanguageModel(config, llm.eval(), tokenizer)
+
+
+def _precision(name: str) -> dict:
+    if name in DTYPES:
+        return {"dtype": DTYPES[name]}
+    if name not in QUANTIZED:
+        raise EvcapError(f"unknown precision '{name}', known: {', '.join([*DTYPES, *QUANTIZED])}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EvcapError(f"precision '{name}' needs bitsandbytes: pip install 'evcap[gpu]'")
+    from transformers import BitsAndBytesConfig
+
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZED[name]), "dtype": torch.bfloat16}
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:200]
 
 
 def load_name_embeddings(embeddings: nn.Module) -> None:
@@ -44,24 +86,35 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
     embeddings.requires_grad_(False)
 
 
-def build_model(preset: Preset, trained: str | Path | None, dtype: torch.dtype = torch.bfloat16) -> EVCap:
-    """The whole model; `trained` is a safetensors file of `trained_parts` or None to start training from scratch.
+def build_model(
+    preset: Preset, trained: str | Path | None, precision: str | None = None, device: torch.device | None = None
+) -> EVCap:
+    """The whole model in eval mode; `trained`: a safetensors file of `trained_parts`, None = untrained.
 
-    dtype: of the frozen language model, bfloat16 for training under autocast. All else is float32.
+    precision: of the frozen language model, in place of the preset's. The image tower is float32 on the CPU and float16
+    elsewhere, as LAVIS keeps it; all else is float32. device: the CPU unless named.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
     do not go together.
     """
-    if preset.vision.kind != "efficientnet-lite2":
-        raise EvcapError(f"preset '{preset.name}': loading weights of a '{preset.vision.kind}' image tower is not built yet")
+    device = device or torch.device("cpu")
+    blip2 = preset.vision.kind == "blip2-vit"
+    if blip2 != bool(preset.blip2):
+        raise EvcapError(f"preset '{preset.name}': `blip2` names the weights of a 'blip2-vit' tower; set both or neither")
     try:
-        model = EVCap(preset, build_language(preset.language, dtype))
-        model.backbone.network.load_state_dict(efficientnet_lite2_state())
-        load_name_embeddings(model.fusion.embeddings)
+        language = build_language(preset.language, precision or preset.language.precision, device)
+        with torch.device("meta") if blip2 else nullcontext():  # a billion numbers need not be drawn to be replaced
+            backbone = build_backbone(preset.vision)
+        model = EVCap(preset, language, backbone)
+        if not blip2:
+            model.backbone.network.load_state_dict(efficientnet_lite2_state())
+            load_name_embeddings(model.fusion.embeddings)
     except (ValueError, RuntimeError) as error:  # sizes that do not go together
         raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
+    if blip2:
+        load_blip2(model, preset.blip2, torch.float32 if device.type == "cpu" else torch.float16)
     if trained is not None:
         load_parts(model, read_safetensors(trained), str(trained))
-    return model.eval()
+    return model.to(device).eval()
 
 
 def name_tokenizer() -> NameTokenizer:

@@ -82,12 +82,22 @@ class EVCap(nn.Module):
         return self.language.decode(self.language.prompt(vectors, names), num_captions, decoding)
 
 
+def skeleton(preset: Preset) -> EVCap:
+    """A preset's model without its language model, on the meta device: names and shapes, no numbers."""
+    with torch.device("meta"):
+        return EVCap(preset, nn.Identity())
+
+
 def trained_parts(model: EVCap) -> dict[str, torch.Tensor]:
-    """The tensors this project trains: everything but the image tower, the language model and the word embeddings."""
+    """The tensors that no other file gives: neither the image tower's nor the language model's.
+
+    Nor, without BLIP-2, the word embeddings, which are MiniLM's; nor, with it, its Q-Former, but for the query tokens.
+    """
+    elsewhere = ("image_qformer.layers.", "image_qformer.door.") if model.preset.blip2 else ("fusion.embeddings.",)
 
     def frozen(name: str) -> bool:
         lora = name.endswith((".down", ".up")) and name.startswith("language.")
-        return not lora and name.startswith(("backbone.", "language.", "fusion.embeddings."))
+        return not lora and name.startswith(("backbone.", "language.", *elsewhere))
 
     return {name: tensor for name, tensor in model.state_dict().items() if not frozen(name)}
 

@@ -39,7 +39,8 @@ class BeamChoice:
     def similarity(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
         """Q (B,32,W) and captions of each picture -> for each (n,) float32 in -1..1, the cosine of the nearest query."""
         flat = [clean_caption(text) for row in texts for text in row]
-        rows = nn.functional.normalize(self._project(self._embed(flat)), dim=-1).split([len(row) for row in texts])
+        sentences = self._embed(flat).to(self._project.weight.device)
+        rows = nn.functional.normalize(self._project(sentences), dim=-1).cpu().split([len(row) for row in texts])
         queries = nn.functional.normalize(queries.float(), dim=-1)
         return [(picture @ row.T).amax(0) for picture, row in zip(queries, rows, strict=True)]
 

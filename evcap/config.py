@@ -68,6 +68,7 @@ class LanguageConfig:
     names_tokens: int = 40  # room for the name tokens; longer lists are cut at a whole name
     lora_rank: int = 0
     lora_alpha: float = 32.0
+    precision: str = "float32"  # of the frozen weights: float32, bfloat16, float16, 8bit or 4bit
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class DecodingConfig:
     # weights in the choice among the beams, beside likelihood
     likeness: float = 0.0  # of image-text similarity
     phrases: float = 0.0  # of the phrase model
+    search: str = "beam"  # or "release", the rule of the EVCap release (evcap/release_search.py)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/blip2.py
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 
 

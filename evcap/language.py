@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
+from evcap.errors import EvcapError
 from evcap.lora import add_lora, merge_lora
+from evcap.release_search import release_search
 from evcap.search import beam_search
 
 IGNORED = -100
+RELEASE_STOPS = ("\n", ".", " .")
 
 
 @dataclass
@@ -49,13 +52,13 @@ class LanguageModel(nn.Module):
         self.llm = llm.requires_grad_(False)
         self.tokenizer = tokenizer
         self.newline = self._ids("\n")[-1]
-        self._trunk = self.llm.model.__call__
+        self._trunk = self.llm.base_model.__call__
         if config.lora_rank:
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
 
     def compile(self) -> None:
         """Compile the caption loss's pass through the language model: about twice as fast on CPUs, fixed shapes only."""
-        self._trunk = torch.compile(self.llm.model.forward, dynamic=False)
+        self._trunk = torch.compile(self.llm.base_model.forward, dynamic=False)
 
     def merge(self) -> None:
         """Fold LoRA into the weights for inference."""
@@ -138,7 +141,7 @@ class LanguageModel(nn.Module):
         slots = torch.arange(segment.shape[1], device=real.device)
         source = torch.where(packed.offset == 0, length - 1, length + slots - 1)
         hidden = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = nn.functional.linear(hidden, self.llm.lm_head.weight).float()
+        logits = self.llm.get_output_embeddings()(hidden).float()
         labels = torch.where(segment > 0, packed.ids, IGNORED)
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
 
@@ -149,7 +152,16 @@ class LanguageModel(nn.Module):
     @torch.inference_mode()
     def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[Hypothesis]]:
         """The `num_captions` likeliest captions of each picture, likeliest first."""
-        found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
+        if decoding.search not in ("beam", "release"):
+            raise EvcapError(f"unknown search '{decoding.search}', known: beam, release")
+        if decoding.search == "release":
+            if decoding.min_length:
+                raise EvcapError("the release's search knows no min_length: set it to 0, or decoding.search to beam")
+            beams, stops = max(decoding.beams, num_captions), [self._ids(text)[-1] for text in RELEASE_STOPS]
+            rows = release_search(self.llm, prompt.embeddings, prompt.mask, stops, beams, decoding.max_length)
+            found = [row[:num_captions] for row in rows]
+        else:
+            found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
         return [[Hypothesis(self._text(tokens), score) for score, tokens in row] for row in found]
 
     def _text(self, ids: list[int]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evcap.build import build_model, name_tokenizer
+from evcap.build import build_model, name_tokenizer, pick_device
 from evcap.captioner import EVCap
 from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
@@ -39,6 +39,11 @@ def encoder_fingerprint(model: EVCap) -> str:
     """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
     tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
     tensors.update({f"door.{k}": v.to(torch.float16) for k, v in model.patch_door.state_dict().items()})
+    if model.preset.blip2:  # towers differ from file to file; these three tensors, seconds faster than all, tell which it is
+        tower = model.backbone.network
+        last = tower.encoder.layers[-1].mlp.fc2.weight
+        told = {"patches": tower.embeddings.patch_embedding.weight, "last": last, "norm": tower.post_layernorm.weight}
+        tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in told.items()})
     return fingerprint(tensors, dataclasses.asdict(model.preset.vision))
 
 
@@ -66,9 +71,11 @@ class Captioner:
         preset: str | Path = "embedded",
         memory: str | Path | VisualNameMemory | None = None,
         trained: str | Path | None = None,
+        device: str | None = None,
     ) -> Captioner:
-        """Open a preset's trained tensors and its memory, or others in their place, ready on the CPU.
+        """Open a preset's trained tensors and its memory, or others in their place.
 
+        device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
         The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
@@ -76,8 +83,7 @@ class Captioner:
         if settings.assets is None and (trained is None or memory is None):
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
         assets = assets_folder(preset, settings)
-        # float32 throughout: in bfloat16 a third of the captions change with the batch size (docs/embedded.md)
-        model = build_model(settings, trained or assets / "trained.safetensors", torch.float32)
+        model = build_model(settings, trained or assets / "trained.safetensors", device=pick_device(device))
         model.language.merge()
         captioner = cls(model)
         if settings.decoding.phrases and trained is None:
@@ -131,12 +137,17 @@ class Captioner:
             batch = queries[start : start + batch_size]
             names = self.retrieve(batch)
             plain = [[n.name for n in row] for row in names]
-            hypotheses = self.model.generate(batch, *self._tokenize(plain), plain, found, decoding)
+            inputs = (tensor.to(self.device) for tensor in (batch, *self._tokenize(plain)))
+            hypotheses = self.model.generate(*inputs, plain, found, decoding)
             if choosing:
                 hypotheses = self._choice(batch, hypotheses, plain, decoding, self.phrases)
             captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
             results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
         return results
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.projection.weight.device
 
     @cached_property
     def _choice(self) -> BeamChoice:
@@ -151,13 +162,13 @@ class Captioner:
     def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
         """Q (N,32,W) -> names by the preset's retrieval rule."""
         rule = self.preset.memory
-        return self.memory.search(queries.float().numpy(), rule.hits, rule.keep, rule.names)
+        return self.memory.search(queries, rule.hits, rule.keep, rule.names)
 
     @torch.inference_mode()
     def query_features(self, images: Sequence[Picture], batch_size: int = 16) -> torch.Tensor:
-        """Pictures -> Q (N,32,W) float32."""
+        """Pictures -> Q (N,32,W) float32, on the CPU whatever the model's device."""
         rows = [
-            self.model.query_features(self.patch_tokens(images[start : start + batch_size]))
+            self.model.query_features(self.patch_tokens(images[start : start + batch_size])).cpu()
             for start in range(0, len(images), batch_size)
         ]
         return torch.cat(rows) if rows else torch.zeros(0, self.preset.image_queries, self.preset.image_qformer.width)
@@ -168,7 +179,7 @@ class Captioner:
         vision = self.preset.vision
         # far larger pictures are shrunk while they are opened, as on the command line
         opened = [to_rgb(i) if isinstance(i, Image.Image) else open_image(i, 2 * vision.image_size) for i in images]
-        return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std))
+        return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std).to(self.device))
 
     def keys(self, images: Sequence[Picture], batch_size: int = 16) -> np.ndarray:
         """Pictures -> memory keys (N,W) float32, see `mean_keys`."""
@@ -180,4 +191,4 @@ class Captioner:
         patches = self.model.patch_door(self.patch_tokens([image]))
         side = round(patches.shape[1] ** 0.5)
         maps = self.model.image_qformer.attention_map(patches)[0, :, -side * side :]  # a class token is left out
-        return maps.view(-1, side, side).float().numpy()
+        return maps.view(-1, side, side).float().cpu().numpy()

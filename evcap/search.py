@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from evcap.config import DecodingConfig
 
 ATTENTION = "evcap_shared_prompt"
+Found = tuple[float, list[int]]  # a score and the tokens that earned it
 
 
 class SharedPromptCache(Cache):
@@ -84,14 +85,14 @@ def beam_search(
     stop: int,
     num_captions: int,
     decoding: DecodingConfig,
-) -> list[list[tuple[float, list[int]]]]:
+) -> list[list[Found]]:
     """Hypotheses (score, tokens without the stop) for B prompts, prompt (B,P,d) and mask (B,P) bool, best first.
 
     A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities
     divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one picture all differ.
     """
     beams = max(decoding.beams, num_captions)
-    with _Decoder(llm, prompt, mask, beams) as decoder:
+    with Decoder(llm, prompt, mask, beams) as decoder:
         state = _BeamState(decoder.first, beams, num_captions, stop, decoding)
         for _ in range(1, decoding.max_length):
             if state.finished():
@@ -101,7 +102,7 @@ def beam_search(
     return state.best()
 
 
-class _Decoder:
+class Decoder:
     """The language model with the prompts already read; every step advances all rows by one token."""
 
     def __init__(self, llm: torch.nn.Module, prompt: torch.Tensor, mask: torch.Tensor, rows: int):
@@ -109,7 +110,7 @@ class _Decoder:
         self.cache = SharedPromptCache(llm.config.num_hidden_layers)
         self.taken = 0
 
-    def __enter__(self) -> _Decoder:
+    def __enter__(self) -> Decoder:
         length, device, dtype = self.mask.shape[1], self.mask.device, self.prompt.dtype
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         # each row sees itself, so that a padded row is never empty
@@ -137,14 +138,15 @@ class _Decoder:
         return self._log_probabilities(embeddings, self.bias, positions)
 
     def _log_probabilities(self, embeddings, bias, positions) -> torch.Tensor:
-        hidden = self.llm.model(
+        logits = self.llm(
             inputs_embeds=embeddings,
             attention_mask=bias,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state
-        return self.llm.lm_head(hidden[:, -1]).float().log_softmax(-1)
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1].float().log_softmax(-1)
 
 
 class _BeamState:
@@ -153,7 +155,7 @@ class _BeamState:
     def __init__(self, first: torch.Tensor, beams: int, wanted: int, stop: int, decoding: DecodingConfig):
         self.beams, self.wanted, self.stop, self.decoding = beams, wanted, stop, decoding
         self.batch, self.vocabulary = first.shape
-        self.done: list[list[tuple[float, list[int]]]] = [[] for _ in range(self.batch)]
+        self.done: list[list[Found]] = [[] for _ in range(self.batch)]
         self.closed = [False] * self.batch  # a closed picture changes no more: results do not depend on its batch
         self.tokens = first.new_empty(self.batch, 1, 0, dtype=torch.long)
         self.scores = first.new_zeros(self.batch, 1)
@@ -192,7 +194,7 @@ class _BeamState:
                 self.closed[b] = True
         return all(self.closed)
 
-    def best(self) -> list[list[tuple[float, list[int]]]]:
+    def best(self) -> list[list[Found]]:
         for b in range(self.batch):
             if len(self.done[b]) < self.wanted:  # cut at max_length: live beams count as they stand
                 for score, tokens in zip(self.scores[b].tolist(), self.tokens[b].tolist(), strict=True):

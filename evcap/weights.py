@@ -6,6 +6,7 @@ kept as safetensors in the user's cache folder, so that the second start is quic
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -98,11 +99,18 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and the texts beside them. Raises EvcapError as `read_safetensors`."""
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_safetensors(path: str | Path):
+    """safetensors' own handle on a file; it reads nothing but the header. Raises EvcapError as `read_safetensors`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise EvcapError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:

@@ -11,9 +11,10 @@ from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 
 
-def test_weights_that_cannot_be_had_are_not_drawn_at_random():
-    with pytest.raises(EvcapError, match="'blip2-vit' image tower is not built yet"):
+def test_a_language_model_that_cannot_be_had():
+    with pytest.raises(EvcapError, match="language model 'lmsys/vicuna-13b-v1.3' cannot be opened: ") as caught:
         build_model(load_preset("evcap-vicuna-13b"), None)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"heads": 5}, {"width": 390}])

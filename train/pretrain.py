@@ -175,7 +175,7 @@ def main(
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
-    model = build_model(load_preset(config.preset), config.start_from)
+    model = build_model(load_preset(config.preset), config.start_from, "bfloat16")
     records = read_split(data, config.sets, "train", config.without_names)
     with accelerator.main_process_first():
         plain = cached_patches(model, records, data, False, quiet)

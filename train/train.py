@@ -110,7 +110,7 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from)
+    model = build_model(preset, config.start_from, "bfloat16")
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)

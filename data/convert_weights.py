@@ -1,0 +1,135 @@
+"""Check and convert the weights of the large presets. Nothing that a file holds is executed.
+
+    python data/convert_weights.py check eva_vit_g.pth blip2_pretrained_flant5xxl.pth
+    python data/convert_weights.py blip2 SOURCE... --output FILE.safetensors     (smaller and quicker to open than .pth)
+    python data/convert_weights.py blip2 SOURCE... --output FOLDER               (transformers' layout)
+    python data/convert_weights.py release 000.pt fusion.safetensors --output trained.safetensors
+    python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
+
+SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evcap.blip2 import Placed, frozen_tensors, read_blip2, to_transformers
+from evcap.captioner import skeleton, trained_parts
+from evcap.config import Preset, load_preset
+from evcap.console import command
+from evcap.release import read_release
+from evcap.results import write_whole
+from evcap.start import first_tensors
+from evcap.weights import write_safetensors
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="One or several sources of BLIP-2.")]
+Output = Annotated[Path, typer.Option(help="File or folder to write.")]
+PresetName = Annotated[str, typer.Option("--preset", help="Preset whose sizes the tensors must have.")]
+PAPER = "evcap-vicuna-13b"
+
+
+@app.command("check")
+@command
+def check(sources: Sources, preset: PresetName = PAPER) -> None:
+    """Show which tensors of BLIP-2 find their place, and what is left out and why."""
+    report(read_blip2(sources, frozen_tensors(skeleton(load_preset(preset)))))
+
+
+@app.command("blip2")
+@command
+def blip2(sources: Sources, output: Output, preset: PresetName = PAPER) -> None:
+    """Write BLIP-2's tower, Q-Former and query tokens as one safetensors file, or as a folder of transformers."""
+    settings = load_preset(preset)
+    placed = read_blip2(sources, frozen_tensors(skeleton(settings)))
+    if output.suffix == ".safetensors":
+        write_safetensors(placed.tensors, output)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        write_safetensors(to_transformers(placed.tensors), output / "model.safetensors", {"format": "pt"})
+        write_whole(output / "config.json", json.dumps(transformers_config(settings), indent=1) + "\n")
+    report(placed)
+    print(f"wrote {output}")
+
+
+@app.command("release")
+@command
+def release(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="000.pt, and the file with the drawn fusion.")],
+    output: Output,
+    preset: PresetName = PAPER,
+) -> None:
+    """Turn a checkpoint of the EVCap release, with the fusion it draws at random, into trained.safetensors."""
+    placed = read_release(sources, trained_parts(skeleton(load_preset(preset))))
+    write_safetensors(placed.tensors, output)
+    report(placed)
+    print(f"wrote {output}")
+
+
+@app.command("start")
+@command
+def start(
+    output: Output,
+    bert: Annotated[str | None, typer.Option(help="BERT-base uncased, or blip2_pretrained.pth; none = all drawn.")] = None,
+    preset: PresetName = PAPER,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+) -> None:
+    """Write the tensors that training begins with."""
+    tensors = first_tensors(load_preset(preset), bert, seed)
+    write_safetensors(tensors, output)
+    print(f"wrote {output}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
+
+
+def report(placed: Placed) -> None:
+    """One table: tensors and numbers of each part, then what was left out, by reason."""
+    table = Table("part", "tensors", "numbers")
+    parts = defaultdict(list)
+    for name, tensor in placed.tensors.items():
+        parts[name.split(".")[0]].append(tensor.numel())
+    for part, counts in parts.items():
+        table.add_row(part, str(len(counts)), f"{sum(counts):,}")
+    reasons = defaultdict(list)
+    for name, reason in placed.left_out.items():
+        reasons[reason].append(name)
+    for reason, names in reasons.items():
+        table.add_row(f"left out: {reason}", str(len(names)), f"e.g. {names[0]}")
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def transformers_config(preset: Preset) -> dict:
+    """config.json of a transformers folder with a preset's sizes; it names no language model, the folder holds none."""
+    from transformers import Blip2Config
+
+    vision, qformer = preset.vision, preset.image_qformer
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": vision.width,
+            "intermediate_size": vision.intermediate,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+        },
+        qformer_config={
+            "hidden_size": qformer.width,
+            "num_hidden_layers": qformer.layers,
+            "num_attention_heads": qformer.heads,
+            "intermediate_size": qformer.intermediate,
+            "cross_attention_frequency": qformer.cross_attention_every,
+            "encoder_hidden_size": vision.width,
+        },
+        num_query_tokens=preset.image_queries,
+    )
+    return config.to_diff_dict()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,132 @@
+"""Files of the public EVCap release: its checkpoints (000.pt) and its memory, a pickle, read without executing anything.
+
+A checkpoint of the release holds the four tensors it trained. Its name fusion is missing: the release draws it at random from
+seed 42 and freezes it, so whoever wants to use such a checkpoint saves the drawn tensors once, in the release's own
+environment (data/export_release_fusion.py), and gives both files.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evcap.blip2 import LAVIS, Layout, Placed, bert_layers, check_shapes, join_biases, reason_to_leave_out, renamed
+from evcap.checkpoints import load_plain, read_tensors
+from evcap.errors import EvcapError
+
+GUESTS = {  # BERT's text branch, where the fusion's guests pass
+    "Qformer_txt.bert.encoder.layer.{n}.intermediate.dense.": "fusion.qformer.layers.{n}.guest_feed_forward.up.",
+    "Qformer_txt.bert.encoder.layer.{n}.output.dense.": "fusion.qformer.layers.{n}.guest_feed_forward.down.",
+    "Qformer_txt.bert.encoder.layer.{n}.output.LayerNorm.": "fusion.qformer.layers.{n}.guest_feed_forward.norm.",
+}
+RELEASE: Layout = {
+    **LAVIS,
+    "query_tokens_txt": "fusion.qformer.queries",
+    "Qformer_txt.bert.embeddings.LayerNorm.": "fusion.embeddings.norm.",
+    "Qformer_txt.bert.embeddings.word_embeddings.": "fusion.embeddings.word.",
+    "Qformer_txt.bert.embeddings.position_embeddings.": "fusion.embeddings.position.",
+    **bert_layers("Qformer_txt.bert.encoder.layer", "fusion.qformer.layers"),
+    **GUESTS,
+    "llama_proj.": "projection.",
+}
+
+
+def read_release(sources: Sequence[str | Path], wanted: Mapping[str, torch.Tensor]) -> Placed:
+    """The release's tensors for the names of `wanted` (values give the shapes), from one or several of its files; a later
+    file may repeat a tensor, then the first counts.
+
+    Raises EvcapError for a file that cannot be read, and for the first tensor that is missing or of another shape.
+    """
+    found, origin = Placed(), {}
+    for source in sources:
+        tensors, _ = read_tensors(source, lambda name: True)
+        for name, tensor in tensors.items():
+            ours = renamed(name, RELEASE)
+            if ours is None or re.sub(r"[qv]_bias$", "qkv.bias", ours) not in wanted:
+                unread = "feed-forward of the last layer's guests, which nobody reads" if ours and "guest" in ours else None
+                found.left_out[name] = unread or ("not asked for" if ours else reason_to_leave_out(name))
+            elif ours not in found.tensors:
+                found.tensors[ours], origin[ours] = tensor, f"{source}: tensor '{name}'"
+    join_biases(found.tensors)
+    lacking = [name for name in wanted if name not in found.tensors]
+    if lacking and all(name.startswith("fusion.") for name in lacking):
+        raise EvcapError(
+            f"{', '.join(map(str, sources))}: the name fusion is missing ('{lacking[0]}' and {len(lacking) - 1} more); the "
+            "release never saves it: get it with data/export_release_fusion.py and name that file too"
+        )
+    check_shapes(found.tensors, wanted, origin, ", ".join(map(str, sources)))
+    return found
+
+
+def read_release_memory(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """The release's memory file -> keys (M,D) float32 as they lie there, not normalised, and M names.
+
+    Raises EvcapError with one line for a file that is missing, damaged, or holds anything but a tensor and names.
+    """
+    path = Path(path)
+    try:
+        loaded = load_plain(path) if zipfile.is_zipfile(path) else _TensorUnpickler(path.read_bytes()).load()
+    except OSError as error:
+        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+    except _RefusedError as error:
+        raise EvcapError(f"{path} is refused: it asks to run {error}; a memory is a tensor and names") from None
+    except EvcapError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise EvcapError(f"{path} is damaged or no pickle ({reason}); get a fresh copy") from None
+    return _checked_memory(loaded, path)
+
+
+def _checked_memory(loaded, path: Path) -> tuple[np.ndarray, list[str]]:
+    keys, names = loaded if isinstance(loaded, (tuple, list)) and len(loaded) == 2 else (None, None)
+    if isinstance(keys, torch.Tensor):
+        keys = keys.detach().float().numpy()
+    fits = isinstance(keys, np.ndarray) and keys.ndim == 2 and np.issubdtype(keys.dtype, np.floating)
+    if not fits or not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise EvcapError(f"{path} is no memory of the EVCap release: a pair of keys (M,D) and M names is expected")
+    if len(keys) != len(names):
+        raise EvcapError(f"{path} holds {len(keys)} keys and {len(names)} names; get a fresh copy")
+    return keys.astype(np.float32), list(names)
+
+
+class _RefusedError(Exception):
+    """Something that a pickle asked for and that is neither a tensor nor an array."""
+
+
+def _storage(content: bytes):
+    """In place of torch.storage._load_from_bytes, which would open the inner pickle without any restriction."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise _RefusedError("code inside a tensor's storage") from None
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds tensors, arrays and plain containers; whatever else a pickle asks for is refused before it is looked up."""
+
+    ALLOWED = {
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch.storage", "_load_from_bytes"): _storage,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    }
+
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content))
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.ALLOWED:
+            raise _RefusedError(f"{module}.{name}")
+        return self.ALLOWED[module, name]

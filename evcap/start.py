@@ -1,0 +1,80 @@
+"""First tensors for training with BLIP-2: a name fusion from BERT or drawn at random (the release's way), a new projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from evcap.blip2 import Tensors, bert_layers, check_shapes, read_blip2, renamed
+from evcap.captioner import skeleton, trained_parts
+from evcap.checkpoints import read_tensors
+from evcap.config import Preset
+from evcap.fusion import NameFusion
+
+BERT_STD = 0.02  # of BERT's weights at their start
+
+_BERT = {
+    "bert.embeddings.word_embeddings.": "embeddings.word.",
+    "bert.embeddings.position_embeddings.": "embeddings.position.",
+    "bert.embeddings.LayerNorm.": "embeddings.norm.",
+    **bert_layers("bert.encoder.layer", "qformer.layers"),
+    "bert.encoder.layer.{n}.intermediate.dense.": "qformer.layers.{n}.guest_feed_forward.up.",
+    "bert.encoder.layer.{n}.output.dense.": "qformer.layers.{n}.guest_feed_forward.down.",
+    "bert.encoder.layer.{n}.output.LayerNorm.": "qformer.layers.{n}.guest_feed_forward.norm.",
+}
+
+
+def first_tensors(preset: Preset, bert: str | Path | None, seed: int) -> Tensors:
+    """`trained_parts` to begin training with, float32. The query tokens are BLIP-2's (`preset.blip2`).
+
+    bert: folder, hub name or file of BERT-base uncased, or LAVIS' blip2_pretrained.pth, whose Q-Former began as BERT and
+    read text too; what has the fusion's shape is taken, cross-attention to names is drawn. None = all is drawn as the EVCap
+    release draws its fusion. Raises EvcapError as `read_tensors` and `read_blip2` do.
+    """
+    torch.manual_seed(seed)
+    fusion = _drawn_fusion(preset)
+    if bert is not None:
+        _load_bert(fusion, bert)
+    projection = nn.Linear(preset.image_qformer.width, preset.language.hidden)
+    wanted = trained_parts(skeleton(preset))
+    queries = {"image_qformer.queries": wanted["image_qformer.queries"]}
+    tensors = read_blip2(preset.blip2, queries).tensors
+    tensors |= {f"fusion.{k}": v for k, v in fusion.state_dict().items()}
+    tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
+    check_shapes(tensors, wanted, {}, f"preset '{preset.name}'")
+    return {name: tensors[name].float() for name in wanted}
+
+
+def _drawn_fusion(preset: Preset) -> NameFusion:
+    fusion = NameFusion(preset)
+    for table in (fusion.embeddings.word, fusion.embeddings.position):
+        nn.init.normal_(table.weight, std=BERT_STD)
+    return fusion
+
+
+@torch.no_grad()
+def _load_bert(fusion: NameFusion, source: str | Path) -> None:
+    """Copy BERT's embeddings, self-attention and feed-forwards. Both feed-forwards start as BERT's one where it has one."""
+    own = fusion.state_dict()
+    tensors, _ = read_tensors(source, lambda name: _place(name) is not None)
+    given = {_place(name): tensor for name, tensor in tensors.items()}
+    for name, tensor in list(given.items()):  # a Q-Former has a feed-forward for queries of its own, BERT has not
+        given.setdefault(name.replace("guest_feed_forward", "query_feed_forward"), tensor)
+    given = {name: tensor for name, tensor in given.items() if name in own and "cross_attention" not in name}
+    word = given.get("embeddings.word.weight")
+    if word is not None and len(word) < len(own["embeddings.word.weight"]):  # LAVIS added [DEC] behind BERT's word pieces
+        extra = len(own["embeddings.word.weight"]) - len(word)
+        given["embeddings.word.weight"] = torch.cat([word, word.mean(0, keepdim=True).expand(extra, -1)])
+    expected = {name: tensor for name, tensor in own.items() if "cross_attention" not in name and name != "qformer.queries"}
+    check_shapes(given, expected, {}, str(source))
+    fusion.load_state_dict(given, strict=False)
+
+
+def _place(name: str) -> str | None:
+    """Name in the fusion of a tensor of BERT, whose folders leave "bert." out or say gamma and beta at times, or of LAVIS."""
+    plain = (
+        name.removeprefix("Qformer.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    )
+    return renamed(plain if plain.startswith("bert.") else f"bert.{plain}", _BERT)
