@@ -5,6 +5,7 @@
     python data/convert_weights.py blip2 SOURCE... --output FOLDER               (transformers' layout)
     python data/convert_weights.py release 000.pt fusion.safetensors --output trained.safetensors
     python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
+    python data/convert_weights.py compare blip2.safetensors --outputs blip2-outputs.safetensors
 
 SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote.
 """
@@ -16,18 +17,20 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from evcap.blip2 import Placed, frozen_tensors, read_blip2, to_transformers
+from evcap.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.captioner import skeleton, trained_parts
 from evcap.config import Preset, load_preset
 from evcap.console import command
+from evcap.errors import EvcapError
 from evcap.release import read_release
 from evcap.results import write_whole
 from evcap.start import first_tensors
-from evcap.weights import write_safetensors
+from evcap.weights import read_safetensors, write_safetensors
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -86,6 +89,27 @@ def start(
     tensors = first_tensors(load_preset(preset), bert, seed)
     write_safetensors(tensors, output)
     print(f"wrote {output}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
+
+
+@app.command("compare")
+@command
+def compare(
+    sources: Sources,
+    outputs: Annotated[Path, typer.Option(help="File that data/export_lavis.py wrote beside the tensors.")],
+    preset: PresetName = PAPER,
+    tolerance: Annotated[float, typer.Option(help="Largest difference, as a share of the largest value.")] = 1e-4,
+) -> None:
+    """Compare evcap's tower and Q-Former with what LAVIS itself answered to the same pixels."""
+    settings, recorded = load_preset(preset), read_safetensors(outputs)
+    model = skeleton(settings)
+    load_blip2(model, sources, torch.float32)
+    with torch.inference_mode():
+        patches = model.backbone(recorded["pixels"])
+        found = {"patch_tokens": patches, "query_output": model.query_features(patches)}
+    worst = {n: float((t - recorded[n]).abs().max() / recorded[n].abs().max()) for n, t in found.items()}
+    print(json.dumps(worst))
+    if max(worst.values()) > tolerance:
+        raise EvcapError(f"evcap and LAVIS differ by more than {tolerance}")
 
 
 def report(placed: Placed) -> None:

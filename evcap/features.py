@@ -14,17 +14,25 @@ import torch
 from tqdm import tqdm
 
 from evcap.captioner import EVCap
+from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.images import open_image, to_tensor
+from evcap.memory import VisualNameMemory
 from evcap.results import write_whole
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
+BATCH = 64  # pictures that go through the frozen parts together
+RETRIEVED = 256  # pictures of one search
+Share = tuple[int, int]  # (this process, number of processes): each computes its share of the batches
+ALONE: Share = (0, 1)
+
 
 class FeatureCache:
-    """Rows of float16 features in one flat file, with the list of items it belongs to; resumes after a kill.
+    """Rows of float16 features in one flat file, with a mark for each row that is done; resumes after a kill.
 
-    `rows` is a memory map of shape (items, *shape). Keyed by `key`: other items, settings or weights make another file.
+    `rows` is a memory map of shape (items, *shape), shared by all processes of a machine. Keyed by `key`: other items,
+    settings or weights make another file.
     """
 
     def __init__(self, folder: str | Path, key: dict, items: int, shape: tuple[int, ...]):
@@ -32,28 +40,72 @@ class FeatureCache:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.f16"
-        self._progress = folder / f"{name}.done"
-        mode = "r+" if self.path.exists() else "w+"
-        self.rows = np.memmap(self.path, np.float16, mode, shape=(items, *shape))
-        # without its rows, deleted to free the disk, the progress means nothing
-        self.done = int(self._progress.read_text()) if mode == "r+" and self._progress.exists() else 0
+        known = self.path.exists()
+        self.rows = _mapped(self.path, np.float16, (items, *shape))
+        self._marks = _mapped(folder / f"{name}.rows", np.uint8, (items,))
+        if not known:  # without its rows, deleted to free the disk, the progress means nothing
+            self._marks[:] = 0
 
-    def fill(self, compute: Callable[[int, int], torch.Tensor], batch: int, advance: Callable[[int], None]) -> None:
-        """Compute what is missing: `compute(start, stop)` gives rows (stop-start, *shape); `advance(n)` feeds a bar."""
-        advance(self.done)
-        while self.done < len(self.rows):
-            stop = min(self.done + batch, len(self.rows))
-            self.rows[self.done : stop] = compute(self.done, stop).to(torch.float16).cpu().numpy()
-            self.rows.flush()
-            write_whole(self._progress, str(stop))  # killed half way, it would be an empty file
-            advance(stop - self.done)
-            self.done = stop
+    @property
+    def done(self) -> int:
+        """How many rows are there."""
+        return int(np.count_nonzero(self._marks))
+
+    def fill(
+        self, compute: Callable[[int, int], torch.Tensor], batch: int, advance: Callable[[int], None], share: Share = ALONE
+    ) -> None:
+        """Compute what is missing of this process's share: `compute(start, stop)` gives rows (stop-start, *shape).
+
+        advance: feeds a bar with the number of rows, those done before included.
+        """
+        for start in range(share[0] * batch, len(self.rows), share[1] * batch):
+            stop = min(start + batch, len(self.rows))
+            if not self._marks[start:stop].all():
+                self.rows[start:stop] = compute(start, stop).to(torch.float16).cpu().numpy()
+                self.rows.flush()
+                self._marks[start:stop] = 1  # after the rows: a killed process leaves no mark without its row
+                self._marks.flush()
+            advance(stop - start)
+
+
+def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
+    """The array in a file, zeros where it was not written yet. Safe when several processes create the file at once."""
+    with path.open("ab") as file:
+        file.truncate(max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def _half(model: EVCap):
+    """bfloat16 for the small tower's features; BLIP-2's are computed in the tower's own precision."""
+    device = model.projection.weight.device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=not model.preset.blip2)
+
+
+def _looker(
+    model: EVCap, paths: Sequence[Path], mirrored: bool, pool: ThreadPoolExecutor
+) -> Callable[[int, int], torch.Tensor]:
+    """A function (start, stop) -> patch tokens of these pictures."""
+    vision, device = model.preset.vision, model.projection.weight.device
+
+    @torch.inference_mode()
+    def look(start: int, stop: int) -> torch.Tensor:
+        images = list(pool.map(open_image, paths[start:stop]))
+        pixels = to_tensor(images, vision.image_size, vision.mean, vision.std).to(device)
+        with _half(model):
+            return model.backbone(pixels.flip(-1) if mirrored else pixels)
+
+    return look
 
 
 def cached_patches(
-    model: EVCap, records: Sequence[CaptionedImage], data: Path, mirrored: bool = False, quiet: bool = False
+    model: EVCap,
+    records: Sequence[CaptionedImage],
+    data: Path,
+    mirrored: bool = False,
+    quiet: bool = False,
+    share: Share = ALONE,
 ) -> np.ndarray:
-    """Patch tokens of all pictures by the frozen tower, in bfloat16, as a memory map (N,P,C) float16."""
+    """Patch tokens of all pictures by the frozen tower, in bfloat16, as a memory map (N,P,C) float16. share: see below."""
     vision = model.preset.vision
     paths = [r.path for r in records]
     key = {
@@ -63,17 +115,9 @@ def cached_patches(
         "weights": EFFICIENTNET.sha256,
     }
     cache = FeatureCache(cache_folder() / "features", key, len(paths), (vision.tokens, vision.width))
-
-    @torch.inference_mode()
-    def compute(start: int, stop: int) -> torch.Tensor:
-        images = list(pool.map(open_image, paths[start:stop]))
-        pixels = to_tensor(images, vision.image_size, vision.mean, vision.std)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model.backbone(pixels.flip(-1) if mirrored else pixels)
-
     title = "patch tokens" + (", mirrored" if mirrored else "")
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(paths), desc=title, unit="img", disable=quiet) as bar:
-        cache.fill(compute, 64, bar.update)
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(paths) // share[1], desc=title, unit="img", disable=quiet) as bar:
+        cache.fill(_looker(model, paths, mirrored, pool), BATCH, bar.update, share)
     return cache.rows
 
 
@@ -84,24 +128,55 @@ def cached_queries(
     encoder: str,
     mirrored: bool = False,
     quiet: bool = False,
+    share: Share = ALONE,
 ) -> np.ndarray:
-    """Q of all pictures by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16."""
+    """Q of all pictures by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
+
+    share: of several processes each computes its part; all must have returned before the rows are read.
+    """
     shape = (model.preset.image_queries, model.preset.image_qformer.width)
     key = {"files": [str(r.path.relative_to(data)) for r in records], "flip": mirrored, "encoder": encoder}
     cache = FeatureCache(cache_folder() / "features", key, len(records), shape)
     if cache.done == len(records):
         return cache.rows
-    patches = cached_patches(model, records, data, mirrored, quiet)
-
-    @torch.inference_mode()
-    def compute(start: int, stop: int) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # captioning itself is float32 throughout
-            return model.query_features(torch.from_numpy(patches[start:stop]).float())
-
     title = "query features" + (", mirrored" if mirrored else "")
-    with tqdm(total=len(records), desc=title, unit="img", disable=quiet) as bar:
-        cache.fill(compute, 64, bar.update)
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(records) // share[1], desc=title, unit="img", disable=quiet) as bar:
+        if model.preset.blip2:  # 257 x 1408 numbers a picture: too many to keep
+            look = _looker(model, [r.path for r in records], mirrored, pool)
+        else:
+            patches = cached_patches(model, records, data, mirrored, quiet, share)
+
+            def look(start: int, stop: int) -> torch.Tensor:
+                return torch.from_numpy(patches[start:stop]).float().to(model.projection.weight.device)
+
+        @torch.inference_mode()
+        def compute(start: int, stop: int) -> torch.Tensor:
+            with _half(model):  # captioning itself is float32 throughout
+                return model.query_features(look(start, stop))
+
+        cache.fill(compute, BATCH, bar.update, share)
     return cache.rows
+
+
+def cached_names(
+    memory: VisualNameMemory, rows: np.ndarray, images: Sequence[str], rule: MemoryConfig, key: str, quiet: bool = False
+) -> list[list[str]]:
+    """Names of each picture from its Q (N,32,W), its own memory entries left out; on disk until the memory changes.
+
+    images: the pictures' file names, as memory entries call them. key: tells these rows from others.
+    """
+    told = json.dumps([key, memory.fingerprint(), dataclasses.asdict(rule), list(images)]).encode()
+    path = cache_folder() / "features" / f"{hashlib.sha256(told).hexdigest()[:16]}.names.json"
+    if path.exists():
+        return json.loads(path.read_bytes())
+    names = []
+    for start in tqdm(range(0, len(rows), RETRIEVED), desc="retrieval", unit="batch", disable=quiet):
+        part = slice(start, start + RETRIEVED)
+        found = memory.search(rows[part].astype("float32"), rule.hits, rule.keep, rule.names, exclude=images[part])
+        names += [[name.name for name in row] for row in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(names))
+    return names
 
 
 def cached_sentences(texts: Sequence[str], quiet: bool = False) -> torch.Tensor:

@@ -42,6 +42,9 @@ class PackedCaptions:
     segment: torch.Tensor  # (B,L) int64: 1, 2, ... the caption a slot belongs to; 0 = empty slot
     offset: torch.Tensor  # (B,L) int64: place of the token inside its caption
 
+    def to(self, device: torch.device) -> PackedCaptions:
+        return PackedCaptions(self.ids.to(device), self.segment.to(device), self.offset.to(device))
+
 
 class LanguageModel(nn.Module):
     """A causal language model of transformers with its tokenizer; frozen but for optional LoRA adapters."""

@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from evcap.captioner import EVCap
+from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.errors import EvcapError
+from evcap.features import Share
 from evcap.training import RunFolder, parameter_groups
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class TrainingLoop:
@@ -30,8 +36,7 @@ class TrainingLoop:
 
     def __init__(self, config, quiet: bool):
         self.config = config
-        # cpu: the recipes build their inputs on the CPU and have not been run on anything else
-        self.accelerator = Accelerator(cpu=True, mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+        self.accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
         use_all_cores(self.accelerator)
         torch.manual_seed(config.seed)
         self.quiet = quiet or not self.accelerator.is_main_process
@@ -40,10 +45,17 @@ class TrainingLoop:
         self.accelerator.init_trackers("tensorboard")
         self._totals: Counter = Counter()
 
-    def start(self, trainer: nn.Module, model: EVCap, pictures: int) -> nn.Module:
+    @property
+    def share(self) -> Share:
+        """Which of the pictures this process looks at when features are computed; caches belong to one machine."""
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
+        return self.accelerator.local_process_index, beside
+
+    def start(self, trainer: nn.Module, model: EVCap, pictures: int, last_rate: float = 0.0) -> nn.Module:
         """Optimizer and schedule for the parameters of `trainer` that need gradients; returns the wrapped trainer.
 
-        trainer: the module whose forward pass gives the loss; `model` inside it is what checkpoints hold.
+        trainer: the module whose forward pass gives the loss; `model` inside it is what checkpoints hold. last_rate: share of
+        the learning rate that is left at the end of its cosine.
         """
         config = self.config
         self.model, self.pictures = model, pictures
@@ -51,13 +63,39 @@ class TrainingLoop:
         self.steps_per_epoch = pictures // self.step_size
         if not self.steps_per_epoch:
             raise EvcapError(f"a step takes {self.step_size} pictures (batch x accumulate x processes), there are {pictures}")
+        if self.sharded and config.validate:
+            raise EvcapError("validation runs in one process, which holds a part of a sharded model: set validate to 0")
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or 10**9)
-        groups = parameter_groups(trainer, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-        self.scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup, self.total)
-        self.done = self.run.resume(model, optimizer, self.scheduler)
+        saved = self.run.checkpoint()
+        self.done = saved["step"] if saved else 0
+        if saved:
+            load_parts(model, saved["tensors"], saved["file"])
+        optimizer = torch.optim.AdamW(
+            parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        )
+        self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, config.warmup, self.total, min_lr_rate=last_rate
+        )
         self.trainer, self.optimizer = self.accelerator.prepare(trainer, optimizer)
+        if saved:
+            self._load_optimizer(saved)
         return self.trainer
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the tensors only."""
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def _load_optimizer(self, saved: dict) -> None:
+        set_optimizer_state_dict(self.trainer, self.optimizer.optimizer, saved["optimizer"], options=WHOLE)
+        self.scheduler.load_state_dict(saved["scheduler"])
+
+    def _save(self, step: int) -> None:
+        """A checkpoint, by all processes together: a sharded model is put together first."""
+        tensors = whole_tensors(trained_parts(self.model))
+        optimizer = get_optimizer_state_dict(self.trainer, self.optimizer.optimizer, options=WHOLE)
+        if self.accelerator.is_main_process:
+            self.run.save(tensors, optimizer, self.scheduler.state_dict(), step)
 
     def batches(self, validate: Callable[[], dict[str, float]]) -> Iterator[tuple[list[int], int]]:
         """Picture numbers and a seed for every forward pass; an update follows the last pass of each step.
@@ -83,17 +121,20 @@ class TrainingLoop:
                 bar.update()
                 bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
                 last = step + 1 == self.total
-                if not self.accelerator.is_main_process:
-                    continue
-                if config.validate and (last or inside + 1 == self.steps_per_epoch):
+                if config.validate and (last or inside + 1 == self.steps_per_epoch) and self.accelerator.is_main_process:
                     best = self._validate(validate, step, epoch, best, bar)
-                if last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes:
-                    self.run.save(self.model, self.optimizer, self.scheduler, step + 1)
+                if last or self._agreed(time.monotonic() - saved_at > 60 * config.checkpoint_minutes):
+                    self._save(step + 1)
                     saved_at = time.monotonic()
+            tensors = whole_tensors(trained_parts(self.model))
             if self.accelerator.is_main_process:
-                self.run.save_trained(self.model, "last")
+                self.run.save_trained(tensors, "last")
                 bar.write(f"wrote {self.run.plot()}")
         self.accelerator.end_training()
+
+    def _agreed(self, due: bool) -> bool:
+        """What the main process thinks: clocks differ, and a checkpoint is written together."""
+        return broadcast_object_list([due])[0]
 
     def backward(self, loss: torch.Tensor, **parts: float | torch.Tensor) -> None:
         """Gradients of one forward pass; `parts` are logged beside the loss."""
@@ -122,8 +163,13 @@ class TrainingLoop:
         bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
         if scores.get("cider", best) >= best:
             best = scores.get("cider", best)
-            self.run.save_trained(self.model, "best")
+            self.run.save_trained(trained_parts(self.model), "best")
         return best
+
+
+def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same on the CPU, those that FSDP keeps in parts put together; all processes call it."""
+    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in tensors.items()}
 
 
 def use_all_cores(accelerator: Accelerator) -> None:

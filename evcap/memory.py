@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +83,13 @@ class VisualNameMemory:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def fingerprint(self) -> str:
+        """Short hash of all keys and names: two memories with one fingerprint answer alike."""
+        digest = hashlib.sha256(json.dumps([self.encoder, self.names, self.images]).encode())
+        for start in range(0, len(self), CHUNK):
+            digest.update(np.ascontiguousarray(self.keys[start : start + CHUNK]))
+        return digest.hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
         """Entries per name."""

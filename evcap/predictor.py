@@ -176,10 +176,18 @@ class Captioner:
     @torch.inference_mode()
     def patch_tokens(self, images: Sequence[Picture]) -> torch.Tensor:
         """Pictures -> patch tokens (N,P,C) float32 of the frozen tower."""
+        return self.model.backbone(self.pixels(images).to(self.device))
+
+    def pixels(self, images: Sequence[Picture], mirrored: Sequence[int] = ()) -> torch.Tensor:
+        """Pictures -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""
         vision = self.preset.vision
         # far larger pictures are shrunk while they are opened, as on the command line
         opened = [to_rgb(i) if isinstance(i, Image.Image) else open_image(i, 2 * vision.image_size) for i in images]
-        return self.model.backbone(to_tensor(opened, vision.image_size, vision.mean, vision.std).to(self.device))
+        pixels = to_tensor(opened, vision.image_size, vision.mean, vision.std)
+        flip = torch.tensor(mirrored, dtype=torch.bool)
+        if flip.any():
+            pixels[flip] = pixels[flip].flip(-1)
+        return pixels
 
     def keys(self, images: Sequence[Picture], batch_size: int = 16) -> np.ndarray:
         """Pictures -> memory keys (N,W) float32, see `mean_keys`."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.weights import read_safetensors, write_safetensors
@@ -67,32 +66,29 @@ class RunFolder:
         rows = [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("}")]  # one may be torn
         return list({(row["step"], "loss" in row): row for row in rows}.values())
 
-    def save(self, model: EVCap, optimizer, scheduler, step: int) -> None:
+    def save(self, tensors: dict[str, torch.Tensor], optimizer: dict, scheduler: dict, step: int) -> None:
         """Trained tensors first, then the optimizer's file, whose step names them: a torn save resumes from the old one."""
         folder = self.folder / "checkpoint"
-        write_safetensors(trained_parts(model), folder / f"model-{step}.safetensors")
-        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}
-        torch.save(state, folder / "state.tmp")
+        write_safetensors(tensors, folder / f"model-{step}.safetensors")
+        torch.save({"optimizer": optimizer, "scheduler": scheduler, "step": step}, folder / "state.tmp")
         os.replace(folder / "state.tmp", folder / "state.pt")
         for old in folder.glob("model-*.safetensors"):
             if old.name != f"model-{step}.safetensors":
                 old.unlink()
 
-    def resume(self, model: EVCap, optimizer, scheduler) -> int:
-        """Load the last checkpoint, if any; returns the number of steps done."""
+    def checkpoint(self) -> dict | None:
+        """The last one, if any: "tensors" and the "file" that they lie in, states of "optimizer" and "scheduler", "step"."""
         path = self.folder / "checkpoint" / "state.pt"
         if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True)
-        load_parts(model, read_safetensors(path.parent / f"model-{state['step']}.safetensors"), str(path.parent))
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        return state["step"]
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.parent / f"model-{state['step']}.safetensors"
+        return state | {"tensors": read_safetensors(file), "file": str(file)}
 
-    def save_trained(self, model: EVCap, name: str) -> Path:
+    def save_trained(self, tensors: dict[str, torch.Tensor], name: str) -> Path:
         """Trained tensors in float16, the form that ships."""
         path = self.folder / f"{name}.safetensors"
-        write_safetensors({k: v.to(torch.float16) for k, v in trained_parts(model).items()}, path)
+        write_safetensors({k: v.to(torch.float16) for k, v in tensors.items()}, path)
         return path
 
     def plot(self) -> Path:

@@ -65,22 +65,31 @@ def test_killed_process_is_continued(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": path})
     assert run.returncode == -signal.SIGKILL, run.stderr
     cache, computed, fed = fill(tmp_path)
-    assert computed == [(6, 9), (9, 10)] and fed[0] == 6 and sum(fed) == ITEMS
+    assert computed == [(6, 9), (9, 10)] and sum(fed) == ITEMS
     assert (cache.rows == truth(0, ITEMS).numpy()).all()
 
 
-def test_killed_while_the_progress_is_written(tmp_path, monkeypatch):
-    replace, calls = os.replace, []
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_several_processes_share_the_work(processes, tmp_path):
+    """Each computes its own batches, in whatever order they come; what one has done another need not do."""
+    caches = [FeatureCache(tmp_path, KEY, ITEMS, SHAPE) for _ in range(processes)]
+    computed = []
 
-    def die(*names):
-        calls.append(names)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        replace(*names)
+    def compute(start, stop):
+        computed.append((start, stop))
+        return truth(start, stop)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", die)
-        fill(tmp_path)
+    for rank in reversed(range(processes)):
+        assert (caches[0].done == ITEMS) == (len(computed) == 4)
+        caches[rank].fill(compute, 3, lambda n: None, (rank, processes))
+    assert sorted(computed) == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert all((cache.rows == truth(0, ITEMS).numpy()).all() and cache.done == ITEMS for cache in caches)
+
+
+def test_another_batch_size_goes_on_as_well(tmp_path):
+    cache = FeatureCache(tmp_path, KEY, ITEMS, SHAPE)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill(lambda a, b: truth(a, b) if a < 4 else exec("raise KeyboardInterrupt"), 2, lambda n: None)
     cache, computed, _ = fill(tmp_path)
     assert computed == [(3, 6), (6, 9), (9, 10)] and (cache.rows == truth(0, ITEMS).numpy()).all()
 

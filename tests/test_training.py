@@ -5,11 +5,13 @@ import time
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from tiny import tiny_evcap
-from tiny_run import STEPS, config_for, finish, log, start, straight, world
+from tiny_run import REPOSITORY, STEPS, config_for, finish, log, start, straight, world
 from torch import nn
 
-from evcap.captioner import trained_parts
+from evcap.captioner import load_parts, trained_parts
+from evcap.config import load_preset, load_yaml
 from evcap.errors import EvcapError
 from evcap.training import RunFolder, parameter_groups
 from evcap.weights import read_safetensors
@@ -31,19 +33,31 @@ def step(model, optimizer, scheduler, number):
     return loss.item()
 
 
+def save(run, model, optimizer, scheduler, number):
+    run.save(trained_parts(model), optimizer.state_dict(), scheduler.state_dict(), number)
+
+
+def resume(run, model, optimizer, scheduler) -> int:
+    saved = run.checkpoint()
+    load_parts(model, saved["tensors"], saved["file"])
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    return saved["step"]
+
+
 def test_resumed_model_optimizer_and_schedule_go_on_alike(tmp_path):
     model = tiny_evcap()
     parts = optimizer_of(model)
     run = RunFolder(tmp_path / "run", {"a": 1})
-    assert run.resume(model, *parts) == 0
+    assert run.checkpoint() is None
     for number in range(3):
         step(model, *parts, number)
-    run.save(model, *parts, 3)
+    save(run, model, *parts, 3)
     expected = [step(model, *parts, number) for number in range(3, 6)]
 
     fresh = tiny_evcap()
     parts = optimizer_of(fresh)
-    assert RunFolder(tmp_path / "run", {"a": 1}).resume(fresh, *parts) == 3
+    assert resume(RunFolder(tmp_path / "run", {"a": 1}), fresh, *parts) == 3
     assert [step(fresh, *parts, number) for number in range(3, 6)] == expected
     for (name, mine), theirs in zip(trained_parts(model).items(), trained_parts(fresh).values(), strict=True):
         assert torch.equal(mine, theirs), name
@@ -53,7 +67,7 @@ def test_a_save_that_died_between_its_files_resumes_from_the_one_before(tmp_path
     model = tiny_evcap()
     parts = optimizer_of(model)
     run = RunFolder(tmp_path, {})
-    run.save(model, *parts, 1)
+    save(run, model, *parts, 1)
     kept = {k: v.clone() for k, v in trained_parts(model).items()}
     step(model, *parts, 0)
 
@@ -62,10 +76,10 @@ def test_a_save_that_died_between_its_files_resumes_from_the_one_before(tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch, "save", die)
-        run.save(model, *parts, 2)
-    assert run.resume(model, *parts) == 1
+        save(run, model, *parts, 2)
+    assert resume(run, model, *parts) == 1
     assert all(torch.equal(v, kept[k]) for k, v in trained_parts(model).items())
-    run.save(model, *parts, 3)
+    save(run, model, *parts, 3)
     assert [p.name for p in (tmp_path / "checkpoint").glob("model-*")] == ["model-3.safetensors"]
 
 
@@ -103,7 +117,7 @@ def test_fewer_pictures_than_a_step_takes():
 
 def test_trained_tensors_ship_in_half_precision(tmp_path):
     model = tiny_evcap()
-    saved = read_safetensors(RunFolder(tmp_path, {}).save_trained(model, "best"))
+    saved = read_safetensors(RunFolder(tmp_path, {}).save_trained(trained_parts(model), "best"))
     assert saved.keys() == trained_parts(model).keys()
     assert all(v.dtype == torch.float16 for v in saved.values())
 
@@ -159,6 +173,39 @@ def test_only_what_a_recipe_trains_has_moved():
         moved[recipe] = {k.split(".")[0] for k in end if not torch.equal(end[k], begin[k].half())}
     assert moved["pretrain"] == {"patch_door", "image_qformer", "projection", "language", "text_projection"}
     assert moved["train"] == {"fusion", "projection", "language"}
+
+
+def test_release_mode_trains_what_the_release_trains():
+    """Projection, T_obj and the image query tokens, through a tower that runs in every step."""
+    config = config_for("train", "release", release=True, train_lora=False, substitutes="", validate=3, learning_rate=1e-2)
+    finish(start("train", config))
+    losses = [row["loss"] for row in log("release") if "loss" in row]
+    assert len(losses) == STEPS and sum(losses[-4:]) < 0.95 * sum(losses[:4])
+    begin, end = read_safetensors(world() / "start.safetensors"), read_safetensors(world() / "release" / "last.safetensors")
+    moved = {k for k in end if not torch.equal(end[k], begin[k].half())}
+    assert moved == {"projection.weight", "projection.bias", "image_qformer.queries", "fusion.qformer.queries"}
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory():
+    finish(start("train", config_for("train", "checkpointed", gradient_checkpointing=True)))
+    straight("train")
+    for name, tensor in read_safetensors(world() / "train-straight" / "last.safetensors").items():
+        assert torch.equal(tensor, read_safetensors(world() / "checkpointed" / "last.safetensors")[name]), name
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "train" / "configs").glob("coco-*.yaml")), ids=lambda p: p.stem)
+def test_configs_of_the_paper_are_read(path):
+    from train.train import Config
+
+    config = load_yaml(path, Config)
+    assert load_preset(config.preset).blip2 and config.release == path.stem.endswith("release")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "train/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_of_accelerate_are_read(path):
+    config = load_config_from_file(str(path))
+    kinds = {"one-gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == kinds[path.stem] and config.mixed_precision == "bf16" and not config.use_cpu
 
 
 def test_settings_of_a_run_are_kept():

@@ -35,7 +35,10 @@ COMMON = {
     "compile": False,
     "seed": 3,
 }
-RECIPES = {"pretrain": {"extra_texts": 4}, "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2}}
+RECIPES = {
+    "pretrain": {"extra_texts": 4},
+    "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2, "substitutes": "names.txt"},
+}
 STEPS = 12  # 16 pictures, 4 a step, 3 epochs
 
 
@@ -103,7 +106,7 @@ def config_for(recipe: str, output: str, **changes) -> Path:
     settings |= {"output": str(folder / output), "preset": str(folder / "preset.yaml")}
     settings["start_from"] = str(folder / "start.safetensors")
     if recipe == "train":
-        settings |= {"memory": str(folder / "memory"), "substitutes": "names.txt"}
+        settings["memory"] = str(folder / "memory")
     path = folder / f"{output}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path

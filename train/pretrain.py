@@ -75,7 +75,7 @@ class Pretrainer(nn.Module):
         queries = self.model.query_features(patches)
         count = texts.shape[1]
         texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts, words]))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(patches.device.type, enabled=False):
             texts, words = nn.functional.normalize(texts.float(), dim=-1).split([len(texts) - len(words), len(words)])
             singles = nn.functional.normalize(queries.float(), dim=-1)
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
@@ -95,8 +95,8 @@ class Pretrainer(nn.Module):
 def info_nce(similarity: torch.Tensor, count: int, temperature: float = 0.07) -> torch.Tensor:
     """Similarity (B, B*count + m): row b's own texts are b*count ..., the last m belong to no row; contrast both ways."""
     logits = similarity / temperature
-    owner = torch.arange(len(logits)).repeat_interleave(count)
-    column = torch.arange(len(owner))
+    owner = torch.arange(len(logits), device=logits.device).repeat_interleave(count)
+    column = torch.arange(len(owner), device=logits.device)
     to_text = nn.functional.log_softmax(logits, dim=1)[owner, column]
     to_image = nn.functional.log_softmax(logits[:, : len(owner)], dim=0)[owner, column]
     return -(to_text.mean() + to_image.mean()) / 2
@@ -141,10 +141,10 @@ def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool
     """Text-to-image recall@5 and, once captioning is trained, CIDEr of captions from Q alone (beam 3)."""
     model.eval()
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
-    predictions, features = {}, []
+    predictions, features, device = {}, [], model.projection.weight.device
     for start in range(0, len(records), 40):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float()
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float().to(device)
             queries = model.query_features(patches)
             if captioning:
                 prompt = model.language.prompt(model.projection(queries), [[]] * len(queries))
@@ -161,9 +161,9 @@ def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool
 def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], k: int = 5) -> float:
     """Percent of captions whose own picture is among the k most similar (best query), over the given pictures."""
     texts = SentenceEmbedder()([clean_caption(c) for row in captions for c in row])
-    texts = nn.functional.normalize(model.text_projection(texts), dim=-1)
+    texts = nn.functional.normalize(model.text_projection(texts.to(queries.device)), dim=-1)
     similarity = (nn.functional.normalize(queries, dim=-1) @ texts.T).amax(1)  # (N, texts)
-    owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])
+    owner = torch.tensor([i for i, row in enumerate(captions) for _ in row], device=queries.device)
     return 100 * (similarity.topk(min(k, len(similarity)), dim=0).indices == owner).any(0).float().mean().item()
 
 
@@ -175,13 +175,13 @@ def main(
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
-    model = build_model(load_preset(config.preset), config.start_from, "bfloat16")
+    model = build_model(load_preset(config.preset), config.start_from, "bfloat16", accelerator.device)
     records = read_split(data, config.sets, "train", config.without_names)
-    with accelerator.main_process_first():
-        plain = cached_patches(model, records, data, False, quiet)
-        mirrored = cached_patches(model, records, data, True, quiet)
-        val_records = read_split(data, config.sets, "val")[: config.validate]
-        val_rows = cached_patches(model, val_records, data, False, quiet)
+    val_records = read_split(data, config.sets, "val")[: config.validate]
+    plain = cached_patches(model, records, data, False, quiet, loop.share)
+    mirrored = cached_patches(model, records, data, True, quiet, loop.share)
+    val_rows = cached_patches(model, val_records, data, False, quiet, loop.share)
+    accelerator.wait_for_everyone()
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
     words, targets = word_targets(captions)
@@ -199,7 +199,8 @@ def main(
     if config.compile and config.caption_weight:
         model.language.compile()
     trainer = Pretrainer(model)
-    trainer.tail_slots = len(model.language.prompt(torch.zeros(1, 1, model.preset.language.hidden), [[]]).mask[0]) - 2
+    vectors = torch.zeros(1, 1, model.preset.language.hidden, device=accelerator.device)
+    trainer.tail_slots = len(model.language.prompt(vectors, [[]]).mask[0]) - 2
     trainer = loop.start(trainer, model, len(records))
 
     def scores() -> dict[str, float]:
@@ -212,11 +213,12 @@ def main(
         packed = None
         if config.caption_weight:
             shuffled = [[captions[r][i] for i in torch.randperm(len(captions[r]))] for r in rows]
-            packed = model.language.pack(shuffled, config.text_slots)
+            packed = model.language.pack(shuffled, config.text_slots).to(accelerator.device)
         others = torch.randint(len(records), (config.extra_texts,))
         others = others[~torch.isin(others, torch.tensor(rows))]
         extra = embedded[others, torch.randint(per_picture, (len(others),))]
-        losses = trainer(patches, embedded[rows], extra, word_texts, targets[rows].float(), packed)
+        tensors = (patches, embedded[rows], extra, word_texts, targets[rows].float())
+        losses = trainer(*(t.to(accelerator.device) for t in tensors), packed)
         loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 
 

@@ -1,11 +1,15 @@
 """Training of EVCap itself (arXiv 2311.15879, section 3.3): retrieval on, fusion + projection + T_obj learn.
 
 The image tower, the image Q-Former and the language model are frozen (its LoRA may learn on), so Q and the retrieved names
-of every picture are computed once. A picture that is itself in the memory never finds its own entries. Two augmentations
-make the captions listen to the memory: names are dropped, and names are renamed together with the words of the captions
-they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not the one it would guess.
+of every picture are computed once and kept. A picture that is itself in the memory never finds its own entries. Two
+augmentations make the captions listen to the memory: names are dropped, and names are renamed together with the words of the
+captions they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not its guess.
+
+`release: true` trains what the EVCap release trains: projection, T_obj and the query tokens of the image Q-Former, while the
+fusion stays as it was drawn. Q then changes with every step, so tower, Q-Former and retrieval run in each.
 
     accelerate launch train/train.py train/configs/embedded.yaml --data DIR
+    accelerate launch --config_file train/configs/accelerate/ddp.yaml train/train.py CONFIG --data DIR
 """
 
 from __future__ import annotations
@@ -18,14 +22,13 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
-from tqdm import tqdm
 
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_lvis_names
-from evcap.features import cached_queries
+from evcap.features import cached_names, cached_queries
 from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
@@ -40,65 +43,95 @@ class Config:
     """All that a run depends on, beside the data folder."""
 
     output: str
-    start_from: str  # trained tensors of pretraining
+    start_from: str  # trained tensors of pretraining, or what data/convert_weights.py start wrote
     memory: str  # folder made by memory/build.py with the same tensors
     sets: list[str]
-    substitutes: str  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
     epochs: int
     batch: int
     learning_rate: float
     preset: str = "embedded"
+    release: bool = False  # train what the release trains
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
+    mirror: bool = True  # half of the pictures are seen mirrored
+    substitutes: str = ""  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
     rename: float = 0.5  # share of pictures whose matched names are renamed
     drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
+    last_rate: float = 0.0  # share of the learning rate that is left at the end
     weight_decay: float = 0.05
     warmup: int = 100
     text_slots: int = 80
+    max_tokens: int = 32  # of one caption
     validate: int = 240
     checkpoint_minutes: float = 5.0
     compile: bool = True
+    gradient_checkpointing: bool = False  # the language model's layers are run again for the backward pass: less memory
     seed: int = 0
     max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
     without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
 
 
 class Trainer(nn.Module):
-    """The caption loss as a forward pass, the form accelerate wraps."""
+    """From Q (B,32,W), or pixels (B,3,S,S) in release mode, to the caption loss as one forward pass, which accelerate wraps."""
 
-    def __init__(self, model: EVCap, tail_slots: int):
+    def __init__(self, model: EVCap, looks: bool, tail_slots: int):
         super().__init__()
-        self.model = model
-        self.tail_slots = tail_slots
+        self.model, self.looks, self.tail_slots = model, looks, tail_slots
+        self._tokenize = name_tokenizer()
 
-    def forward(self, queries, name_ids, name_mask, names, captions):
-        return self.model.loss(queries, name_ids, name_mask, names, captions, self.tail_slots)
+    def forward(self, given, texts_for):
+        """texts_for: Q -> (names, PackedCaptions) of these pictures."""
+        queries = self._look(given) if self.looks else given
+        names, captions = texts_for(queries.detach())
+        ids, mask = (tensor.to(given.device) for tensor in self._tokenize(names))
+        return self.model.loss(queries, ids, mask, names, captions.to(given.device), self.tail_slots)
+
+    def _look(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            patches = self.model.backbone(pixels)
+        return self.model.query_features(patches)
 
 
-def retrieved_names(memory: VisualNameMemory, queries, records, rule, quiet: bool) -> list[list[str]]:
-    """Names of each picture, its own memory entries left out."""
-    rows = []
-    for start in tqdm(range(0, len(records), 256), desc="retrieval", unit="batch", disable=quiet):
-        own = [r.path.name for r in records[start : start + 256]]
-        found = memory.search(queries[start : start + 256].astype("float32"), rule.hits, rule.keep, rule.names, exclude=own)
-        rows += [[n.name for n in row] for row in found]
-    return rows
-
-
-def validate(captioner: Captioner, queries, records) -> float:
-    """CIDEr of beam-3 captions with the memory."""
+def validate(captioner: Captioner, config: Config, queries: torch.Tensor, records) -> float:
+    """CIDEr of beam-3 captions with the memory, from Q (N,32,W) float32."""
     captioner.model.eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        captions = captioner.caption_features(torch.from_numpy(queries).float(), beams=3, max_length=24, batch_size=40)
-    captioner.model.train()
+    with torch.autocast(captioner.device.type, dtype=torch.bfloat16):
+        captions = captioner.caption_features(queries, beams=3, max_length=24, batch_size=40)
+    to_training(captioner.model, config)
     predictions = {i: c.caption for i, c in enumerate(captions)}
     return cider(predictions, {i: records[i].captions for i in predictions})
 
 
+def to_training(model: EVCap, config: Config) -> None:
+    """Dropout where something learns; the tower never trains, nor, in release mode, its Q-Former and the fusion's layers."""
+    model.train()
+    for frozen in (model.backbone, model.image_qformer, model.fusion) if config.release else (model.backbone,):
+        frozen.eval()
+
+
 def trainable(name: str, config: Config) -> bool:
+    if config.release:
+        return name.startswith("projection") or name in ("image_qformer.queries", "fusion.qformer.queries")
     if name.startswith("fusion.embeddings."):
         return False
     return name.startswith(("fusion", "projection")) or (config.train_lora and name.endswith((".down", ".up")))
+
+
+def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Renamer | None:
+    if not config.substitutes:
+        return None
+    lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
+    return Renamer(memory.counts(), [row[0] for path in lists for row in read_lvis_names(path)], SentenceEmbedder())
+
+
+def texts_of(names: list[str], captions: list[str], renamer: Renamer | None, config: Config, draw: random.Random):
+    """Names and captions of one picture as this step tells them: some names dropped, some renamed in both."""
+    said = draw.sample(captions, len(captions))
+    if renamer is None:
+        return names, said
+    kept = renamer.drop(names, config.drop_names, draw)
+    table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
+    return [table.get(name, name) for name in kept], [renamer.replace(caption, table) for caption in said]
 
 
 def main(
@@ -110,41 +143,59 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, "bfloat16")
+    model = build_model(preset, config.start_from, "bfloat16", accelerator.device)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)
-    lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
-    substitutes = [row[0] for path in lists for row in read_lvis_names(path)]
-    renamer = Renamer(memory.counts(), substitutes, SentenceEmbedder())
+    renamer = make_renamer(config, data, memory)
     records = read_split(data, config.sets, "train", config.without_names)
-    val_records = read_split(data, config.sets, "val")[: config.validate]
-    with accelerator.main_process_first():
-        views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
-        val_queries = cached_queries(model, val_records, data, encoder, False, quiet)
-    view_names = [retrieved_names(memory, view, records, preset.memory, quiet) for view in views]
+    val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []
     captions = [[clean_caption(c) for c in r.captions] for r in records]
-    tokenize = name_tokenizer()
+    flips = (False, True) if config.mirror else (False,)
+    views = [cached_queries(model, records, data, encoder, flip, quiet, loop.share) for flip in flips if not config.release]
+    if val_records and not config.release:
+        val_queries = cached_queries(model, val_records, data, encoder, False, quiet, loop.share)
+    accelerator.wait_for_everyone()
+    files, told = [r.path.name for r in records], f"{config.sets} {config.without_names}"
+    with accelerator.main_process_first():
+        view_names = [
+            cached_names(memory, view, files, preset.memory, f"{told} {flip}", quiet)
+            for flip, view in zip(flips, views, strict=False)
+        ]
 
-    model.train()
+    to_training(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable(name, config))
+    if config.gradient_checkpointing:
+        model.language.llm.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         model.language.compile()
-    trainer = loop.start(Trainer(model, model.language.widest_tail()), model, len(records))
-    for rows, draws in loop.batches(lambda: {"cider": validate(captioner, val_queries, val_records)}):
+    trainer = Trainer(model, config.release, model.language.widest_tail())
+    trainer = loop.start(trainer, model, len(records), config.last_rate)
+
+    def scores() -> dict[str, float]:
+        if config.release:  # its query tokens have changed since
+            return {"cider": validate(captioner, config, captioner.query_features([r.path for r in val_records]), val_records)}
+        return {"cider": validate(captioner, config, torch.from_numpy(val_queries).float(), val_records)}
+
+    for rows, draws in loop.batches(scores):
         draw = random.Random(draws)
-        queries, names, texts = [], [], []
-        for row in rows:
-            view = draw.random() < 0.5
-            queries.append(torch.from_numpy(views[view][row]))
-            kept = renamer.drop(view_names[view][row], config.drop_names, draw)
-            said = draw.sample(captions[row], len(captions[row]))
-            table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
-            names.append([table.get(name, name) for name in kept])
-            texts.append([renamer.replace(caption, table) for caption in said])
-        packed = model.language.pack(texts, config.text_slots)
-        loop.backward(trainer(torch.stack(queries).float(), *tokenize(names), names, packed))
+        chosen = [int(draw.random() < 0.5) if config.mirror else 0 for _ in rows]
+        if config.release:
+            given = captioner.pixels([records[row].path for row in rows], chosen)
+        else:
+            given = torch.stack([torch.from_numpy(views[view][row]) for view, row in zip(chosen, rows, strict=True)]).float()
+
+        def texts_for(queries, rows=rows, chosen=chosen, draw=draw):
+            if config.release:
+                names = [[n.name for n in row] for row in captioner.retrieve(queries)]
+            else:
+                names = [view_names[view][row] for view, row in zip(chosen, rows, strict=True)]
+            told = [texts_of(n, captions[row], renamer, config, draw) for n, row in zip(names, rows, strict=True)]
+            packed = model.language.pack([said for _, said in told], config.text_slots, config.max_tokens)
+            return [kept for kept, _ in told], packed
+
+        loop.backward(trainer(given.to(accelerator.device), texts_for))
 
 
 if __name__ == "__main__":
