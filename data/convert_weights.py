@@ -4,6 +4,7 @@
     python data/convert_weights.py blip2 SOURCE... --output FILE.safetensors     (smaller and quicker to open than .pth)
     python data/convert_weights.py blip2 SOURCE... --output FOLDER               (transformers' layout)
     python data/convert_weights.py release 000.pt fusion.safetensors --output trained.safetensors
+    python data/convert_weights.py memory ext_memory_lvis.pkl --output FOLDER
     python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
     python data/convert_weights.py compare blip2.safetensors --outputs blip2-outputs.safetensors
 
@@ -24,10 +25,12 @@ from rich.table import Table
 
 from evcap.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.captioner import skeleton, trained_parts
-from evcap.config import Preset, load_preset
+from evcap.config import Preset, assets_folder, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
-from evcap.release import read_release
+from evcap.memory import VisualNameMemory
+from evcap.predictor import encoder_fingerprint
+from evcap.release import read_release, read_release_memory
 from evcap.results import write_whole
 from evcap.start import first_tensors
 from evcap.weights import read_safetensors, write_safetensors
@@ -75,6 +78,27 @@ def release(
     write_safetensors(placed.tensors, output)
     report(placed)
     print(f"wrote {output}")
+
+
+@app.command("memory")
+@command
+def memory(
+    file: Annotated[Path, typer.Argument(help="The release's memory, ext_memory_lvis.pkl.")],
+    output: Output,
+    preset: PresetName = PAPER,
+) -> None:
+    """Turn the EVCap release's pickled memory into a folder for a preset, whose encoder it is taken to be made by."""
+    settings = load_preset(preset)
+    keys, names = read_release_memory(file)
+    model = skeleton(settings)
+    load_blip2(model, settings.blip2, torch.float32)
+    trained = assets_folder(preset, settings) / "trained.safetensors"
+    if settings.assets and trained.exists():  # the release trains the query tokens, too
+        model.image_qformer.queries = torch.nn.Parameter(read_safetensors(trained)["image_qformer.queries"].float())
+    images = [f"{file.name} {number}" for number in range(len(names))]
+    made = VisualNameMemory.build(keys, names, ["EVCap release"] * len(names), images, encoder_fingerprint(model))
+    made.save(output)
+    print(f"{output}: {len(made)} entries, {len(made.counts())} names")
 
 
 @app.command("start")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from tiny import tiny_llm, tiny_tokenizer
 from typer.testing import CliRunner
 
 from data.convert_weights import app
-from evcap.memory import VisualNameMemory
 from evcap.predictor import Captioner
 
 REPOSITORY = Path(__file__).parent.parent
@@ -67,32 +67,24 @@ def test_check_names_what_lacks(folder, sources):
 
 
 def test_release_and_captions_from_lavis_files(folder, sources):
-    """000.pt and BLIP-2's files become a captioner; the same in a file of ours and in a folder of transformers' layout."""
+    """000.pt, the pickled memory and BLIP-2's files become a captioner; the same through the converted files."""
     preset = folder / "preset.yaml"
     assert convert("release", folder / "000.pt", "--output", folder / "trained.safetensors", "--preset", preset)[0] == 0
     assert convert("blip2", *sources, "--output", folder / "blip2.safetensors", "--preset", preset)[0] == 0
     assert convert("blip2", *sources, "--output", folder / "blip2", "--preset", preset)[0] == 0
+    pickled = (torch.randn(3, 24), ["Frisbee!", "teddy (bear)", "dog"])
+    (folder / "ext_memory.pkl").write_bytes(pickle.dumps(pickled))
+    assert convert("memory", folder / "ext_memory.pkl", "--output", folder / "memory", "--preset", preset)[0] == 0
     photo = Image.radial_gradient("L").convert("RGB")
     said = []
     for number, blip2 in enumerate((list(map(str, sources)), [str(folder / "blip2.safetensors")], [str(folder / "blip2")])):
         settings = yaml.safe_load(preset.read_text()) | {"blip2": blip2}
         path = folder / f"preset-{number}.yaml"
         path.write_text(yaml.safe_dump(settings))
-        captioner = Captioner.load(path, made_memory(path, folder))
+        captioner = Captioner.load(path)
         said.append((captioner.encoder_fingerprint, captioner.caption(photo)))
     assert said[0] == said[1] == said[2]
-    assert said[0][1].names[0].name == "picture"
-
-
-def made_memory(preset: Path, folder: Path) -> Path:
-    """A memory of one entry, made by the preset's own encoder."""
-    from evcap.build import build_model
-    from evcap.config import load_preset
-
-    captioner = Captioner(build_model(load_preset(preset), folder / "trained.safetensors"))
-    keys = captioner.keys([Image.new("RGB", (40, 30), "red")])
-    VisualNameMemory.build(keys, ["picture"], ["test"], ["red"], captioner.encoder_fingerprint).save(folder / "memory")
-    return folder / "memory"
+    assert {hit.name for hit in said[0][1].names} <= {"frisbee", "teddy bear", "dog"} and said[0][1].names
 
 
 @pytest.mark.parametrize("names", ["plain", "old"])
