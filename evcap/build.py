@@ -25,7 +25,10 @@ from evcap.weights import (
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}}
+QUANTIZED = {  # by bitsandbytes: its settings, and the type that it computes in
+    "8bit": ({"load_in_8bit": True}, torch.float16),
+    "4bit": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}, torch.bfloat16),
+}
 
 
 def pick_device(wanted: str | None = None) -> torch.device:
@@ -55,6 +58,8 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device)
     width = llm.get_input_embeddings().embedding_dim
     if width != config.hidden:
         raise EvcapError(f"language model '{folder}' is {width} wide, the preset says language.hidden: {config.hidden}")
+    if getattr(llm.config, "final_logit_softcapping", None) or getattr(llm.config, "attn_logit_softcapping", None):
+        raise EvcapError(f"language model '{folder}' caps its logits, which evcap's loss and search do not; use another")
     return LanguageModel(config, llm.eval(), tokenizer)
 
 
@@ -67,7 +72,8 @@ def _precision(name: str) -> dict:
         raise EvcapError(f"precision '{name}' needs bitsandbytes: pip install 'evcap[gpu]'")
     from transformers import BitsAndBytesConfig
 
-    return {"quantization_config": BitsAndBytesConfig(**QUANTIZED[name]), "dtype": torch.bfloat16}
+    settings, dtype = QUANTIZED[name]
+    return {"quantization_config": BitsAndBytesConfig(**settings), "dtype": dtype}
 
 
 def _first_sentence(error: Exception) -> str:

@@ -55,6 +55,7 @@ class LanguageModel(nn.Module):
         self.llm = llm.requires_grad_(False)
         self.tokenizer = tokenizer
         self.newline = self._ids("\n")[-1]
+        self.first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen begins without
         self._trunk = self.llm.base_model.__call__
         if config.lora_rank:
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
@@ -95,7 +96,7 @@ class LanguageModel(nn.Module):
         tails = [(self.name_ids(row) if use_names else []) + after for row in names]
         width = max(tail_slots, max(map(len, tails)))
         ids = torch.tensor([[self.newline] * (width - len(t)) + t for t in tails], dtype=torch.long, device=vectors.device)
-        head = torch.tensor([self.tokenizer.bos_token_id, *self._ids(self.config.before)], device=vectors.device)
+        head = torch.tensor([*self.first, *self._ids(self.config.before)], dtype=torch.long, device=vectors.device)
         head = self.embed(head).expand(len(vectors), -1, -1)
         embeddings = torch.cat([head, vectors.to(head.dtype), self.embed(ids)], dim=1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=vectors.device)
