@@ -11,7 +11,7 @@ from tiny_run import REPOSITORY, STEPS, config_for, finish, log, start, straight
 from torch import nn
 
 from evcap.captioner import load_parts, trained_parts
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.training import RunFolder, parameter_groups
 from evcap.weights import read_safetensors
@@ -198,13 +198,13 @@ def test_configs_of_the_paper_are_read(path):
     from train.train import Config
 
     config = load_yaml(path, Config)
-    assert load_preset(config.preset).blip2 and config.release == path.stem.endswith("release")
+    assert config.release == path.stem.endswith("release") and not config.substitutes and config.gradient_checkpointing
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "train/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
 def test_configs_of_accelerate_are_read(path):
     config = load_config_from_file(str(path))
-    kinds = {"one-gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}
+    kinds = {"one-gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
     assert config.distributed_type == kinds[path.stem] and config.mixed_precision == "bf16" and not config.use_cpu
 
 
