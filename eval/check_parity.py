@@ -19,6 +19,7 @@ import torch
 import typer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from evcap.blip2 import check_shapes
 from evcap.build import name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
@@ -87,7 +88,11 @@ def build(folder: Path, meta: dict) -> EVCap:
     known = LlamaConfig().to_dict()
     sizes = {k: v for k, v in meta["llama"].items() if k in known and v is not None}
     llm = LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation="eager"))
-    llm.load_state_dict(read_safetensors(folder / "llama_state.safetensors"))
+    state = read_safetensors(folder / "llama_state.safetensors")
+    if llm.config.tie_word_embeddings:  # one tensor under two names, of which a file may hold one
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    check_shapes(state, llm.state_dict(), {}, str(folder / "llama_state.safetensors"))
+    llm.load_state_dict(state, strict=False)  # older files hold rotary frequencies as well
     preset = preset_of(meta)
     model = EVCap(preset, LanguageModel(preset.language, llm.eval(), NoText(meta["beam"]["bos_id"])))
     wanted = {name: t for name, t in model.state_dict().items() if not name.startswith("language.")}
