@@ -76,26 +76,55 @@ class TrainingLoop:
         self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, config.warmup, self.total, min_lr_rate=last_rate
         )
+        if self.by_deepspeed:
+            if config.accumulate > 1:
+                raise EvcapError("DeepSpeed updates after every backward pass here: set accumulate to 1, and a larger batch")
+            # it asks for the batch size, which it would else take from a data loader
+            self.accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch
         self.trainer, self.optimizer = self.accelerator.prepare(trainer, optimizer)
         if saved:
             self._load_optimizer(saved)
         return self.trainer
 
     @property
+    def by_deepspeed(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    @property
     def sharded(self) -> bool:
         """Whether each process holds a part of the tensors only."""
-        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        return self.by_deepspeed or self.accelerator.distributed_type == DistributedType.FSDP
 
     def _load_optimizer(self, saved: dict) -> None:
-        set_optimizer_state_dict(self.trainer, self.optimizer.optimizer, saved["optimizer"], options=WHOLE)
+        if self.by_deepspeed:  # each process wrote its part of the optimizer beside the trained tensors
+            self.accelerator.load_state(self._parts(saved["step"]), load_module_strict=False)
+        else:
+            set_optimizer_state_dict(self.trainer, self.optimizer.optimizer, saved["optimizer"], options=WHOLE)
         self.scheduler.load_state_dict(saved["scheduler"])
 
     def _save(self, step: int) -> None:
         """A checkpoint, by all processes together: a sharded model is put together first."""
-        tensors = whole_tensors(trained_parts(self.model))
-        optimizer = get_optimizer_state_dict(self.trainer, self.optimizer.optimizer, options=WHOLE)
+        tensors = self._trained()
+        if self.by_deepspeed:
+            self.accelerator.save_state(self._parts(step), exclude_frozen_parameters=True)
+            optimizer = {}
+        else:
+            optimizer = get_optimizer_state_dict(self.trainer, self.optimizer.optimizer, options=WHOLE)
         if self.accelerator.is_main_process:
             self.run.save(tensors, optimizer, self.scheduler.state_dict(), step)
+
+    def _parts(self, step: int) -> str:
+        return str(self.run.folder / "checkpoint" / f"deepspeed-{step}")
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """The trained tensors, whole, on every process."""
+        if not self.by_deepspeed:
+            return whole_tensors(trained_parts(self.model))
+        import deepspeed
+
+        wanted = trained_parts(self.model)
+        with deepspeed.zero.GatheredParameters([p for name, p in self.model.named_parameters() if name in wanted]):
+            return {name: tensor.detach().cpu().clone() for name, tensor in trained_parts(self.model).items()}
 
     def batches(self, validate: Callable[[], dict[str, float]]) -> Iterator[tuple[list[int], int]]:
         """Picture numbers and a seed for every forward pass; an update follows the last pass of each step.
@@ -126,7 +155,7 @@ class TrainingLoop:
                 if last or self._agreed(time.monotonic() - saved_at > 60 * config.checkpoint_minutes):
                     self._save(step + 1)
                     saved_at = time.monotonic()
-            tensors = whole_tensors(trained_parts(self.model))
+            tensors = self._trained()
             if self.accelerator.is_main_process:
                 self.run.save_trained(tensors, "last")
                 bar.write(f"wrote {self.run.plot()}")
@@ -140,7 +169,7 @@ class TrainingLoop:
         """Gradients of one forward pass; `parts` are logged beside the loss."""
         self.accelerator.backward(loss / self.config.accumulate)
         for name, value in {**parts, "loss": loss}.items():
-            self._totals[name] += float(value) / self.config.accumulate
+            self._totals[name] += float(value.detach() if isinstance(value, torch.Tensor) else value) / self.config.accumulate
 
     def _update(self, step: int) -> dict[str, float]:
         device = self.accelerator.device

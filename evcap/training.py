@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,9 @@ class RunFolder:
         for old in folder.glob("model-*.safetensors"):
             if old.name != f"model-{step}.safetensors":
                 old.unlink()
+        for old in folder.glob("deepspeed-*"):
+            if old.name != f"deepspeed-{step}":
+                shutil.rmtree(old)
 
     def checkpoint(self) -> dict | None:
         """The last one, if any: "tensors" and the "file" that they lie in, states of "optimizer" and "scheduler", "step"."""

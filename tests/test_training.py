@@ -204,7 +204,7 @@ def test_configs_of_the_paper_are_read(path):
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "train/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
 def test_configs_of_accelerate_are_read(path):
     config = load_config_from_file(str(path))
-    kinds = {"one-gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
+    kinds = {"one-gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}
     assert config.distributed_type == kinds[path.stem] and config.mixed_precision == "bf16" and not config.use_cpu
 
 
