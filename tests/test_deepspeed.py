@@ -1,7 +1,6 @@
-"""The training recipe under DeepSpeed ZeRO-3, one process on the CPU: it learns, and a killed run goes on to the same numbers."""
+"""Training under DeepSpeed ZeRO-3, one process on the CPU: it learns, and a killed run goes on to the same numbers."""
 
 import importlib.util
-import os
 import time
 
 import pytest

@@ -118,7 +118,9 @@ def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
-    variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
+    if "ACCELERATE_USE_DEEPSPEED" not in variables:  # which accelerate would leave out on the CPU
+        variables["ACCELERATE_USE_CPU"] = "true"
     variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(list(map(str, command)), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
