@@ -93,12 +93,17 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
 
 
 def build_model(
-    preset: Preset, trained: str | Path | None, precision: str | None = None, device: torch.device | None = None
+    preset: Preset,
+    trained: str | Path | None,
+    precision: str | None = None,
+    device: torch.device | None = None,
+    speaks: bool = True,
 ) -> EVCap:
     """The whole model in eval mode; `trained`: a safetensors file of `trained_parts`, None = untrained.
 
     precision: of the frozen language model, in place of the preset's. The image tower is float32 on the CPU and float16
-    elsewhere, as LAVIS keeps it; all else is float32. device: the CPU unless named.
+    elsewhere, as LAVIS keeps it; all else is float32. device: the CPU unless named. speaks: False leaves the language model
+    out; what remains makes query features and memory keys.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
     do not go together.
     """
@@ -107,7 +112,9 @@ def build_model(
     if blip2 != bool(preset.blip2):
         raise EvcapError(f"preset '{preset.name}': `blip2` names the weights of a 'blip2-vit' tower; set both or neither")
     try:
-        language = build_language(preset.language, precision or preset.language.precision, device)
+        language = nn.Identity()
+        if speaks:
+            language = build_language(preset.language, precision or preset.language.precision, device)
         with torch.device("meta") if blip2 else nullcontext():  # a billion numbers need not be drawn to be replaced
             backbone = build_backbone(preset.vision)
         model = EVCap(preset, language, backbone)
@@ -119,7 +126,10 @@ def build_model(
     if blip2:
         load_blip2(model, preset.blip2, torch.float32 if device.type == "cpu" else torch.float16)
     if trained is not None:
-        load_parts(model, read_safetensors(trained), str(trained))
+        tensors = read_safetensors(trained)
+        if not speaks:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("language.")}
+        load_parts(model, tensors, str(trained))
     return model.to(device).eval()
 
 

@@ -58,14 +58,22 @@ class FeatureCache:
 
         advance: feeds a bar with the number of rows, those done before included.
         """
-        for start in range(share[0] * batch, len(self.rows), share[1] * batch):
-            stop = min(start + batch, len(self.rows))
-            if not self._marks[start:stop].all():
+        todo = set(self.missing(batch, share))
+        for start, stop in self._batches(batch, share):
+            if (start, stop) in todo:
                 self.rows[start:stop] = compute(start, stop).to(torch.float16).cpu().numpy()
                 self.rows.flush()
                 self._marks[start:stop] = 1  # after the rows: a killed process leaves no mark without its row
                 self._marks.flush()
             advance(stop - start)
+
+    def missing(self, batch: int, share: Share = ALONE) -> list[tuple[int, int]]:
+        """The batches (start, stop) that `fill` will compute, in order; all but the last are `batch` long."""
+        return [(start, stop) for start, stop in self._batches(batch, share) if not self._marks[start:stop].all()]
+
+    def _batches(self, batch: int, share: Share) -> list[tuple[int, int]]:
+        starts = range(share[0] * batch, len(self.rows), share[1] * batch)
+        return [(start, min(start + batch, len(self.rows))) for start in starts]
 
 
 def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
