@@ -60,7 +60,7 @@ def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load
     """One evaluation in the current folder with a made captioner, scored without METEOR and SPICE, which start slowly."""
     monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
     for module in ("evcap.metrics", "eval.evaluate"):
-        monkeypatch.setattr(f"{module}.missing_spice", lambda: "SPICE is left out: no models")
+        monkeypatch.setattr(f"{module}.missing_spice", lambda models: "SPICE is left out: no models")
     monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None: captioner))
     settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes
     Path("config.yaml").write_text(yaml.safe_dump(settings))
