@@ -43,15 +43,11 @@ def check_archive(path: Path, expected: str, quiet: bool) -> None:
         raise EvcapError(f"{path} is damaged or another file: its MD5 is {digest.hexdigest()}, expected {expected}")
 
 
-def link(images: Path, target: Path) -> Path:
-    """Make `target` a link to the folder `images`; returns where pictures are looked for. A folder that is there stays."""
-    if target.is_symlink() and target.resolve() != images.resolve():
-        raise EvcapError(f"{target} is a link to {target.resolve()}: remove it, or give --images that folder")
-    if target.is_dir():
-        return target if not target.is_symlink() else images
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(images.resolve(), target)
-    return images
+def pictures_folder(own: Path, images: Path) -> Path:
+    """Where pictures are looked for: the set's `own` folder if it is one, else `images`, to which it is or becomes a link."""
+    if own.is_symlink() and own.resolve() != images.resolve():
+        raise EvcapError(f"{own} is a link to {own.resolve()}: remove it, or give --images that folder")
+    return own if own.is_dir() and not own.is_symlink() else images
 
 
 def coco_format(rows: list[Row], images: Files, title: str) -> dict:
@@ -83,7 +79,7 @@ def main(
         if path := files.find(archive):
             check_archive(path, md5, quiet)
     folder = data / name
-    root = link(images or source, folder / "images")
+    root = pictures_folder(folder / "images", images or source)
     pictures = files if root == source else Files(root)
     problems = []
     for part in splits:  # what is wrong with one split does not keep the others back
@@ -93,6 +89,9 @@ def main(
         except EvcapError as error:
             problems.append(f"{name} {part}: {error}")
             continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "images").exists():
+            os.symlink(root.resolve(), folder / "images")
         target = folder / f"captions_{part}.json"
         write_whole(target, json.dumps(content) + "\n")
         domains = Counter(row.fields["domain"] for row in rows if row.fields)

@@ -175,4 +175,6 @@ def _spice(truth: Tokenized, said: Tokenized, models: Path) -> float | None:
 
 
 def _last_line(output: bytes) -> str:
-    return (output.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    """What Java says went wrong, without the places in its code, which are indented."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return ([line for line in lines if not line.startswith("\t")] or ["it said nothing"])[-1]
