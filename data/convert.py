@@ -55,7 +55,8 @@ def coco_format(rows: list[Row], images: Files, title: str) -> dict:
     places = {row.id: images.find(row.file) for row in rows}
     missing = [row.file for row in rows if places[row.id] is None]
     if missing:
-        raise EvcapError(f"{len(missing):,} pictures are missing below {images.folder}, the first is {missing[0]}")
+        where = f"missing below {images.folder} (are the archives unpacked?)"
+        raise EvcapError(f"{len(missing):,} pictures are {where}, the first is {missing[0]}")
     pictures = [{"id": r.id, "file_name": places[r.id].relative_to(images.folder).as_posix(), **r.fields} for r in rows]
     captions = [{"image_id": row.id, "caption": caption} for row in rows for caption in row.captions]
     captions = [{"id": number, **caption} for number, caption in enumerate(captions)]

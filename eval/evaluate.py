@@ -142,7 +142,9 @@ def main(
     training_captions = read_caption_texts(data / config.seen) if config.seen else None
     folder.mkdir(parents=True, exist_ok=True)
 
-    state = PartialState(timeout=timedelta(days=7))  # the first process to finish its share waits for the last
+    # without `cpu` each of several processes takes itself for the only one where there is no GPU (accelerate 1.15); the
+    # first to finish its share waits for the last, however long
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     use_all_cores(state)
     captioner = evcap.load(config.preset, config.memory)
     made_by = marks(config, captioner)
