@@ -1,7 +1,7 @@
 """Caption a COCO-format set and score it.
 
     python eval/evaluate.py eval/configs/flickr8k-test.yaml --data DIR
-    accelerate launch --num_processes 2 eval/evaluate.py eval/configs/nocaps-val.yaml --data DIR
+    torchrun --nproc_per_node 4 eval/evaluate.py eval/configs/nocaps-val.yaml --data DIR
 
 Writes predictions.json (COCO results format, which EvalAI takes too), metrics.json, results.md and contact_sheet.png into
 the config's output folder. Several processes share the pictures batch by batch; their captions and scores are those of
@@ -187,13 +187,15 @@ def main(
     }
     write_whole(folder / "metrics.json", json.dumps(about, indent=1) + "\n")
     setting = f"Preset `{config.preset}`, beam {config.beams}, {len(records):,} pictures; scores by pycocoevalcap, in percent."
-    limited = f"Only the first {len(records):,} pictures of the set: do not compare." if config.limit else None
-    notes = [note for note in (missing_spice(models), limited) if note]
+    notes = ["SPICE is left out: its models were not given."] if "SPICE" not in scores["overall"] else []
+    notes += [f"Only the first {len(records):,} pictures of the set: do not compare."] if config.limit else []
     page = results_markdown(config.captions, setting, scores, naming, config.benchmark, notes)
     write_whole(folder / "results.md", page)
     draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")
     show(config, scores, len(records))
-    print(*notes, f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png", sep="\n")
+    print(
+        missing_spice(models) or "", f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png", sep="\n"
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def score_table(scores: Mapping[str, Mapping[str, float]], benchmark: str | None
         lines.append(_row(f"this run{where}", metrics, {metric: f"{value:.1f}" for metric, value in row.items()}))
         if part in published:
             cells = {m: f"{v:.1f}" + (" (unverified)" if s == UNVERIFIED else "") for m, (v, s) in published[part].items()}
-            lines.append(_row(f"EVCap{where}", metrics, cells))
+            lines.append(_row(f"EVCap paper{where}", metrics, cells))
     return "\n".join(lines) + "\n"
 
 

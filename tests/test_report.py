@@ -24,15 +24,15 @@ def test_paper_stands_beside_each_part():
     parts = ["in-domain", "near-domain", "out-domain", "overall"]
     scores = {part: {"BLEU-4": 30 + n, "CIDEr": 100.04 + n} for n, part in enumerate(parts)}
     table = cells(score_table(scores, "nocaps-val"))
-    assert list(table) == [f"{who}, {part}" for part in parts for who in ("this run", "EVCap")]
+    assert list(table) == [f"{who}, {part}" for part in parts for who in ("this run", "EVCap paper")]
     assert table["this run, out-domain"] == {"BLEU-4": "32.0", "CIDEr": "102.0", "SPICE": ""}
-    assert table["EVCap, near-domain"] == {"BLEU-4": "", "CIDEr": "119.5 (unverified)", "SPICE": "15.6 (unverified)"}
+    assert table["EVCap paper, near-domain"] == {"BLEU-4": "", "CIDEr": "119.5 (unverified)", "SPICE": "15.6 (unverified)"}
 
 
 def test_figures_of_a_listing_are_not_marked():
     table = cells(score_table({"overall": {"CIDEr": 99.96}}, "coco-karpathy-test"))
-    assert table["this run"]["CIDEr"] == "100.0" and table["EVCap"]["CIDEr"] == "140.1"
-    assert table["EVCap"]["METEOR"] == "31.2 (unverified)" and table["this run"]["METEOR"] == ""
+    assert table["this run"]["CIDEr"] == "100.0" and table["EVCap paper"]["CIDEr"] == "140.1"
+    assert table["EVCap paper"]["METEOR"] == "31.2 (unverified)" and table["this run"]["METEOR"] == ""
 
 
 def test_table_without_a_benchmark():
