@@ -1,6 +1,7 @@
 """Checks the data folder that training and scoring read: every photo is there and opens, has captions, is in one split.
 
-    python data/check.py --data DIR
+    python data/check.py --data DIR            # the sets that are there
+    python data/check.py --data DIR nocaps     # only these, and it is a problem if they are not
 
 The expected layout and the format are in data/README.md. Exits with 1 when there is a problem.
 """
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from evcap.benchmarks import BENCHMARKS
 from evcap.datasets import CaptionedImage, read_coco_captions, read_instances
 from evcap.errors import EvcapError
 from evcap.images import open_image
@@ -24,8 +26,16 @@ SPLITS = {
     "ucm": {"train": 1680, "val": 210},
     "coco": {"train": 80, "val": 40},
 }
+# Scores on other photos than a benchmark has could not be compared. One may be converted for a single split.
+SETS = SPLITS | {name: {split: s.pictures for split, s in splits.items()} for name, splits in BENCHMARKS.items()}
 WITH_OBJECTS = {"coco"}  # sets that also have instances_SPLIT.json
+WITHOUT_CAPTIONS = {("nocaps", "test")}
 console = Console()
+
+
+def is_there(data: Path, name: str, split: str) -> bool:
+    """Whether a split is to be checked: all splits of a training set's folder, those of a benchmark that were converted."""
+    return (data / name).is_dir() and (name in SPLITS or (data / name / f"captions_{split}.json").exists())
 
 
 def problems_of(images: list[CaptionedImage], name: str, split: str, seen: dict[Path, str]) -> Iterator[str]:
@@ -42,31 +52,48 @@ def problems_of(images: list[CaptionedImage], name: str, split: str, seen: dict[
             yield str(error)
 
 
+def check_split(data: Path, name: str, split: str, seen: dict[Path, str]) -> tuple[list[int], list[str]]:
+    """The counts of one row of the table, and what is wrong with the split, a line each."""
+    folder, reference = data / name, SETS[name][split]
+    images, objects, found = [], [], []
+    try:
+        captioned = (name, split) not in WITHOUT_CAPTIONS
+        images = read_coco_captions(folder / f"captions_{split}.json", folder / "images", captioned)
+        if name in WITH_OBJECTS:
+            objects = read_instances(folder / f"instances_{split}.json", folder / "images")
+        if name in BENCHMARKS and len(images) != reference:
+            found.append(f"there are {len(images):,} photos, the benchmark has {reference:,}")
+    except EvcapError as error:
+        found.append(str(error))
+    found += problems_of(images, name, split, seen)
+    return [len(images), reference, sum(len(i.captions) for i in images), len(objects), len(found)], found
+
+
 def main(
     data: Annotated[
         Path,
-        typer.Option(exists=True, file_okay=False, help="Folder with flickr8k/, ucm/ and coco/: see data/README.md."),
+        typer.Option(exists=True, file_okay=False, help="Folder with a folder for each set: see data/README.md."),
     ],
+    sets: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help=f"Of {', '.join(SETS)}.")] = None,
 ) -> None:
     """Check every photo and caption under DATA and print one table."""
     table = Table("set", "split")
     for header in ("photos", "reference", "captions", "objects", "problems"):
         table.add_column(header, justify="right")
-    problems: list[str] = []
-    for name, splits in SPLITS.items():
-        folder, seen = data / name, {}
-        for split, reference in splits.items():
-            images, objects, found = [], [], []
-            try:
-                images = read_coco_captions(folder / f"captions_{split}.json", folder / "images")
-                if name in WITH_OBJECTS:
-                    objects = read_instances(folder / f"instances_{split}.json", folder / "images")
-            except EvcapError as error:
-                found.append(str(error))
-            found += problems_of(images, name, split, seen)
-            counts = (len(images), reference, sum(len(i.captions) for i in images), len(objects), len(found))
+    problems = [f"there is no set '{name}', but {', '.join(SETS)}" for name in sets or [] if name not in SETS]
+    asked = [name for name in SETS if not sets or name in sets]
+    there = {name: [split for split in SETS[name] if is_there(data, name, split)] for name in asked}
+    absent = [name for name in asked if not there[name]]
+    for name in asked:
+        seen: dict[Path, str] = {}
+        for split in there[name]:
+            counts, found = check_split(data, name, split, seen)
             table.add_row(name, split, *(f"{count:,}" for count in counts))
             problems += (f"{name} {split}: {problem}" for problem in found)
+    if absent and (sets or absent == asked):
+        problems += (f"{name}: there is no {data / name} with captions_SPLIT.json" for name in absent)
+    elif absent:
+        console.print(f"not there: {', '.join(absent)}", highlight=False, soft_wrap=True)
     console.print(table)
     for problem in problems:
         console.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,9 +1,11 @@
 """Caption a COCO-format set and score it.
 
     python eval/evaluate.py eval/configs/flickr8k-test.yaml --data DIR
+    torchrun --nproc_per_node 4 eval/evaluate.py eval/configs/nocaps-val.yaml --data DIR
 
-Writes predictions.json (COCO results format), metrics.json and contact_sheet.png into the config's output folder. A run
-that was stopped goes on where it was: captions are kept line by line in predictions.jsonl.
+Writes predictions.json (COCO results format, which EvalAI takes too), metrics.json, results.md and contact_sheet.png into
+the config's output folder. Several processes share the pictures batch by batch; their captions and scores are those of
+one. A run that was stopped goes on where it was: captions are kept line by line in predictions*.jsonl.
 """
 
 from __future__ import annotations
@@ -15,22 +17,30 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import evcap
+from evcap.benchmarks import PAPER
 from evcap.config import assets_folder, load_preset, load_yaml, preset_path
 from evcap.console import DataFolder, NoBars, command
 from evcap.contact_sheet import Scored, draw_contact_sheet
-from evcap.datasets import CaptionedImage, read_coco_captions
+from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.metrics import missing_spice, per_image_cider, score
+from evcap.loop import use_all_cores
+from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
+from evcap.report import results_markdown
+from evcap.results import write_whole
+from evcap.shards import finished, open_shard
+from evcap.vocabulary import naming_statistics
 from evcap.weights import fingerprint
 
 
@@ -47,46 +57,30 @@ class Config:
     min_length: int = 0
     max_length: int = 32
     batch_size: int = 32
+    cut_at: str | None = None  # captions end before this text
     limit: int | None = None  # the first so many pictures
+    scored: bool = True  # false: the set has no references, predictions.json is all
+    benchmark: str | None = None  # whose published scores stand beside ours, see evcap/benchmarks.py
+    seen: str | None = None  # captions that the model was trained on; F1 is also taken over the names they do not say
+
+
+AFTERWARDS = ("output", "limit", "scored", "benchmark", "seen")  # what no caption depends on
 
 
 def marks(config: Config, captioner) -> dict[str, str]:
-    """Short hashes of what a caption depends on besides the config: the preset, its trained tensors and the memory."""
+    """Short hashes of what a caption depends on besides the config: the preset, its tensors, the encoder and the memory."""
     assets = assets_folder(config.preset, load_preset(config.preset))
     files = [preset_path(config.preset), *sorted(assets.glob("*.safetensors"))]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
     memory = captioner.memory
     keys = {"keys": torch.tensor(memory.keys)} if len(memory) else {}
-    return hashes | {"memory": fingerprint(keys, {"names": memory.names})}
+    return hashes | {"encoder": captioner.encoder_fingerprint, "memory": fingerprint(keys, {"names": memory.names})}
 
 
-def finished(path: Path, settings: dict) -> dict[int, dict]:
-    """{picture id: row} of an earlier run with the same settings, which stand in the file's first line."""
-    if not path.exists():
-        return {}
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    if torn:  # the line that was being written when the run was killed
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
-        raise EvcapError(f"{path} is damaged, cannot resume from it: delete it or choose another output") from None
-    if lines and lines[0] != settings:
-        different = [key for key in settings if lines[0].get(key) != settings[key]]
-        raise EvcapError(f"{path} was made with other settings ({', '.join(different)}): delete it or choose another output")
-    return {row["image_id"]: row for row in lines[1:]}
-
-
-def caption_all(captioner, config: Config, settings: dict, records: list[CaptionedImage], path: Path, quiet: bool) -> dict:
-    """{picture id: {image_id, caption, names}} for all records, appended to the file at `path` batch by batch."""
-    rows = finished(path, settings)
-    todo = [r for r in records if r.id not in rows]
-    with path.open("a") as file, tqdm(total=len(records), initial=len(rows), unit="img", disable=quiet) as bar:
-        if file.tell() == 0:
-            file.write(json.dumps(settings) + "\n")
-        for start in range(0, len(todo), config.batch_size):
-            batch = todo[start : start + config.batch_size]
+def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], file, quiet: bool) -> None:
+    """Append {image_id, caption, names} of each picture to the open `file`, batch by batch."""
+    with tqdm(total=sum(map(len, batches)), unit="img", disable=quiet) as bar:
+        for batch in batches:
             captions = captioner.caption(
                 [r.path for r in batch],
                 beams=config.beams,
@@ -95,56 +89,113 @@ def caption_all(captioner, config: Config, settings: dict, records: list[Caption
                 batch_size=config.batch_size,
             )
             for record, said in zip(batch, captions, strict=True):
-                names = [n.name for n in said.names]
-                rows[record.id] = {"image_id": record.id, "caption": said.caption, "names": names}
-                file.write(json.dumps(rows[record.id]) + "\n")
+                text = said.caption.split(config.cut_at)[0].strip() if config.cut_at else said.caption
+                row = {"image_id": record.id, "caption": text, "names": [n.name for n in said.names]}
+                file.write(json.dumps(row) + "\n")
             file.flush()
             bar.update(len(batch))
-    return rows
+
+
+def score_all(records: list[CaptionedImage], predictions: dict[int, str], models: Path) -> dict[str, dict[str, float]]:
+    """{"overall": scores}, before it those of each domain where the pictures have one. models: see evcap.metrics.score."""
+    references = {r.id: r.captions for r in records}
+    domains = {r.id: r.domain for r in records if r.domain}
+    parts = score_domains(predictions, references, domains, models) if len(domains) == len(records) else {}
+    return parts | {"overall": score(predictions, references, models)}
+
+
+def draw_sheet(config: Config, records: list[CaptionedImage], rows: list[dict], cider: float, path: Path) -> None:
+    """The best, median and worst pictures."""
+    each = per_image_cider({row["image_id"]: row["caption"] for row in rows}, {r.id: r.captions for r in records})
+    pairs = zip(records, rows, strict=True)
+    sheet = [Scored(r.path, row["caption"], each[r.id], r.captions[0], row["names"]) for r, row in pairs]
+    draw_contact_sheet(sheet, path, f"{config.captions}: CIDEr {cider:.1f} over {len(records)} pictures")
+
+
+def show(config: Config, scores: dict[str, dict[str, float]], pictures: int) -> None:
+    """The scores as a table on the terminal."""
+    table = Table("", *scores["overall"], title=f"{config.captions}, {pictures} pictures, beam {config.beams}")
+    for part, row in scores.items():
+        table.add_row(part, *(f"{value:.1f}" for value in row.values()))
+    Console().print(table)
 
 
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
     data: DataFolder,
+    preset: Annotated[str | None, typer.Option(help="Another preset than the config's: a name or a YAML file.")] = None,
+    spice: Annotated[Path | None, typer.Option(help="Folder with the Stanford CoreNLP 3.6.0 jars that SPICE needs.")] = None,
     quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
+    folder = Path(config.output)
+    if preset:  # beside the results of the config's own
+        folder = folder / load_preset(preset).name
+        config = dataclasses.replace(config, preset=preset)
     if min(config.batch_size, config.limit or 1) < 1:
         raise EvcapError(f"{config_path}: batch_size and limit must be at least 1")
-    records = read_coco_captions(data / config.captions, data / config.images)[: config.limit]
-    folder = Path(config.output)
+    if config.benchmark and config.benchmark not in PAPER:
+        raise EvcapError(f"{config_path}: there is no benchmark '{config.benchmark}', but {', '.join(PAPER)}")
+    if spice and (absent := missing_spice(spice)):
+        raise EvcapError(absent)
+    records = read_coco_captions(data / config.captions, data / config.images, config.scored)[: config.limit]
+    training_captions = read_caption_texts(data / config.seen) if config.seen else None
     folder.mkdir(parents=True, exist_ok=True)
 
-    captioner = evcap.load(config.preset, config.memory)
+    # without `cpu` each of several processes takes itself for the only one where there is no GPU (accelerate 1.15); the
+    # first to finish its share waits for the last, however long
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    use_all_cores(state)
+    captioner = evcap.load(config.preset, config.memory, str(state.device))
     made_by = marks(config, captioner)
-    settings = {key: value for key, value in vars(config).items() if key not in ("output", "limit")} | made_by
-    rows = caption_all(captioner, config, settings, records, folder / "predictions.jsonl", quiet)
-    predictions = {r.id: rows[r.id]["caption"] for r in records}
-    references = {r.id: r.captions for r in records}
-    results = [{"image_id": key, "caption": caption} for key, caption in predictions.items()]
-    (folder / "predictions.json").write_text(json.dumps(results) + "\n")
+    settings = {key: value for key, value in vars(config).items() if key not in AFTERWARDS} | made_by
+    with state.main_process_first():  # it mends a torn line
+        done = finished(folder, settings)
+    state.wait_for_everyone()  # nobody writes before all have read
+    batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
+    todo = [left for batch in batches if (left := [r for r in batch if r.id not in done])]
+    with state.split_between_processes(todo) as share, open_shard(folder, state.process_index, settings) as file:
+        caption_all(captioner, config, share, file, quiet or not state.is_main_process)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    if not state.is_main_process:
+        return
 
-    scores = score(predictions, references)
+    done = finished(folder, settings)
+    rows = [done[r.id] for r in records]
+    predictions = {row["image_id"]: row["caption"] for row in rows}
+    results = [{"image_id": key, "caption": caption} for key, caption in predictions.items()]
+    write_whole(folder / "predictions.json", json.dumps(results) + "\n")
+    if not config.scored:
+        print(f"wrote {folder}/predictions.json, in the format that EvalAI takes; nothing is scored: the set has no references")
+        return
+
+    models = spice or spice_models()
+    scores = score_all(records, predictions, models)
+    retrieved, references = [row["names"] for row in rows], [r.captions for r in records]
+    naming = naming_statistics(captioner.memory.counts(), list(predictions.values()), retrieved, references, training_captions)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "pycocoevalcap")}
     about = {
-        "scores": scores,
+        "scores": scores["overall"],
+        "domains": {part: row for part, row in scores.items() if part != "overall"},
+        "naming": naming,
         "pictures": len(records),
         "command": shlex.join(["python", *sys.argv]),
         "config": dataclasses.asdict(config),
         "fingerprints": made_by,
         "versions": {"evcap": evcap.__version__, **versions},
     }
-    (folder / "metrics.json").write_text(json.dumps(about, indent=1) + "\n")
-
-    each = per_image_cider(predictions, references)
-    sheet = [Scored(r.path, predictions[r.id], each[r.id], r.captions[0], rows[r.id]["names"]) for r in records]
-    title = f"{config.captions}: CIDEr {scores['CIDEr']:.1f} over {len(records)} pictures"
-    draw_contact_sheet(sheet, folder / "contact_sheet.png", title)
-
-    table = Table(*scores, title=f"{config.captions}, {len(records)} pictures, beam {config.beams}")
-    table.add_row(*(f"{value:.1f}" for value in scores.values()))
-    Console().print(table)
-    print(missing_spice() or "", f"wrote {folder}/metrics.json, predictions.json, contact_sheet.png", sep="\n")
+    write_whole(folder / "metrics.json", json.dumps(about, indent=1) + "\n")
+    setting = f"Preset `{config.preset}`, beam {config.beams}, {len(records):,} pictures; scores by pycocoevalcap, in percent."
+    notes = ["SPICE is left out: its models were not given."] if "SPICE" not in scores["overall"] else []
+    notes += [f"Only the first {len(records):,} pictures of the set: do not compare."] if config.limit else []
+    page = results_markdown(config.captions, setting, scores, naming, config.benchmark, notes)
+    write_whole(folder / "results.md", page)
+    draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")
+    show(config, scores, len(records))
+    print(
+        missing_spice(models) or "", f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png", sep="\n"
+    )
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def main(
     for name, memory in variants.items():
         captions[name] = caption_with(captioner, memory, queries, config, name)
         predictions = {i: c.caption for i, c in enumerate(captions[name])}
-        scores[name] = score(predictions, references, spice=False)
+        scores[name] = score(predictions, references)
         each[name] = per_image_cider(predictions, references)
         print(f"memory {name}:", ", ".join(f"{metric} {value:.1f}" for metric, value in scores[name].items()), flush=True)
     differences = {name: paired_difference(each[name], each["as it is"]) for name in ("empty", "names shuffled")}

@@ -25,7 +25,7 @@ from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.metrics import cider
 from evcap.predictor import Captioner
-from evcap.vocabulary import NameFinder, clean_name
+from evcap.vocabulary import NameFinder, clean_name, f1_scores
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,6 @@ def entries(config: Config, finder: NameFinder, records: list[CaptionedImage]) -
     return chosen
 
 
-def f1_scores(finder: NameFinder, names: list[str], captions: list[str], records: list[CaptionedImage]) -> dict:
-    """Per name: precision, recall and F1 in percent, with the counts behind them."""
-    said = [{m.name for m in finder.find(c)} for c in captions]
-    true = [{m.name for reference in r.captions for m in finder.find(reference)} for r in records]
-    scores = {}
-    for name in names:
-        hits = sum(name in s and name in t for s, t in zip(said, true, strict=True))
-        predicted, positive = sum(name in s for s in said), sum(name in t for t in true)
-        f1 = 200 * hits / max(predicted + positive, 1)
-        scores[name] = {"f1": f1, "hits": hits, "said": predicted, "in_references": positive}
-    return scores
-
-
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
     data: DataFolder,
@@ -95,7 +82,7 @@ def main(
             keys = captioner.keys([path for _, path in new]).astype(np.float16)
             captioner.memory.add(keys, [n for n, _ in new], ["new name"] * len(new), [p.name for _, p in new])
         captions = [c.caption for c in caption_with_bar(captioner, queries, config.beams, 32, f"{stage} the new entries")]
-        scores = f1_scores(finder, config.names, captions, records)
+        scores = f1_scores(finder, config.names, captions, list(references.values()))
         result[stage] = {"names": scores, "mean_f1": sum(s["f1"] for s in scores.values()) / len(scores)}
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)
         print(stage, json.dumps(result[stage]))

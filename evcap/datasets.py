@@ -16,12 +16,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """A picture with its reference captions, at least one; `scene` is the class of sets that have one."""
+    """A picture with its reference captions; `scene` and `domain` are the classes of sets that have them."""
 
     id: int
     path: Path
     captions: list[str]
     scene: str | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Instance:
     iscrowd: bool
 
 
-def read_coco_captions(json_path: str | Path, images_dir: str | Path) -> list[CaptionedImage]:
+def read_coco_captions(json_path: str | Path, images_dir: str | Path, captioned: bool = True) -> list[CaptionedImage]:
     """Pictures of a COCO captions file, in the file's order, their files below `images_dir`.
 
-    Captions of pictures that the file does not list are left out. Raises EvcapError for a file of another format, an image
-    id that stands twice, a missing picture file or a picture without captions.
+    captioned: every picture must have a caption; False for sets whose captions are not public. Captions of pictures that
+    the file does not list are left out. Raises EvcapError for a file of another format, an image id that stands twice, a
+    missing picture file or a picture without captions.
     """
     json_path, folder = Path(json_path), Path(images_dir)
     data = _read_json(json_path, ("images", "annotations"))
@@ -52,8 +54,15 @@ def read_coco_captions(json_path: str | Path, images_dir: str | Path) -> list[Ca
     captions = defaultdict(list)
     for key, text in _each(json_path, data, "annotations", lambda a: (_typed(a, "image_id", int), _typed(a, "caption", str))):
         captions[key].append(text)
-    _refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
-    return [CaptionedImage(i["id"], paths[i["id"]], captions[i["id"]], i.get("scene")) for i in data["images"]]
+    if captioned:
+        _refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
+    return [CaptionedImage(i["id"], paths[i["id"]], captions[i["id"]], i.get("scene"), i.get("domain")) for i in data["images"]]
+
+
+def read_caption_texts(json_path: str | Path) -> list[str]:
+    """All captions of a COCO captions file, whose pictures need not be there. Raises EvcapError for another format."""
+    path = Path(json_path)
+    return _each(path, _read_json(path, ("annotations",)), "annotations", lambda a: _typed(a, "caption", str))
 
 
 def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instance]:

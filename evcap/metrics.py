@@ -1,4 +1,4 @@
-"""Caption scores by pycocoevalcap: BLEU-1..4, METEOR, ROUGE-L, CIDEr, and SPICE where its models are present. In percent.
+"""Caption scores by pycocoevalcap: BLEU-1..4, METEOR, ROUGE-L, CIDEr, and SPICE where its models are given. In percent.
 
 The PTB tokenizer, METEOR and SPICE run in Java.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
+import re
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +22,14 @@ from evcap.errors import EvcapError
 Tokenized = dict[int, list[str]]
 
 
-def score(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]], spice: bool = True) -> dict[str, float]:
+def score(
+    predictions: Mapping[int, str], references: Mapping[int, Sequence[str]], spice_models: Path | None = None
+) -> dict[str, float]:
     """Scores in percent over all predictions {picture id: caption}, references {picture id: captions}.
 
-    References of other pictures are ignored. "SPICE" is absent where its models are (`missing_spice` says why), and with a
-    warning where its Java program fails. Raises EvcapError without Java, predictions or references.
+    References of other pictures are ignored. "SPICE" is there if its models are in `spice_models` (`missing_spice` says what
+    is not); it is left out with a warning where its Java program fails. Raises EvcapError without Java, predictions or
+    references.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -35,9 +42,26 @@ def score(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]
         scores["METEOR"] = _meteor(truth, said)
         scores["ROUGE-L"] = Rouge().compute_score(truth, said)[0]
         scores["CIDEr"] = Cider().compute_score(truth, said)[0]
-        if spice and not missing_spice():
-            scores["SPICE"] = _spice(truth, said)
+    if spice_models is not None and not missing_spice(spice_models):
+        scores["SPICE"] = _spice(truth, said, spice_models)
     return {name: 100 * float(value) for name, value in scores.items() if value is not None}
+
+
+def score_domains(
+    predictions: Mapping[int, str],
+    references: Mapping[int, Sequence[str]],
+    domains: Mapping[int, str],
+    spice_models: Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """{domain: scores} for `domains` {picture id: domain}, each by `score` as if it were a set of its own.
+
+    So CIDEr takes the document frequencies of a domain from the references of that domain alone.
+    """
+    scores = {}
+    for domain in sorted(set(domains[key] for key in predictions)):
+        own = {key: caption for key, caption in predictions.items() if domains[key] == domain}
+        scores[domain] = score(own, references, spice_models)
+    return scores
 
 
 def per_image_cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> dict[int, float]:
@@ -55,13 +79,23 @@ def cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]
     return sum(values.values()) / len(values)
 
 
-def missing_spice() -> str | None:
-    """Why SPICE cannot be computed, in one line, or None. pycocoevalcap would download its models; this project never does."""
-    from pycocoevalcap.spice.get_stanford_models import JAR, SPICEDIR, SPICELIB
+def spice_models() -> Path:
+    """The folder where pycocoevalcap keeps SPICE's models; it would download them there, this project never does."""
+    from pycocoevalcap.spice.get_stanford_models import SPICEDIR, SPICELIB
 
-    folder = Path(SPICEDIR) / SPICELIB
-    absent = [jar for jar in (f"{JAR}.jar", f"{JAR}-models.jar") if not (folder / jar).is_file()]
+    return Path(SPICEDIR) / SPICELIB
+
+
+def missing_spice(folder: Path) -> str | None:
+    """Why SPICE cannot be computed with the models in `folder`, in one line, or None."""
+    absent = [jar.name for jar in _corenlp(folder) if not jar.is_file()]
     return f"SPICE is left out: {' and '.join(absent)} (Stanford CoreNLP) not in {folder}" if absent else None
+
+
+def _corenlp(folder: Path) -> list[Path]:
+    from pycocoevalcap.spice.get_stanford_models import JAR
+
+    return [folder / f"{JAR}.jar", folder / f"{JAR}-models.jar"]
 
 
 def tokenize(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> tuple[Tokenized, Tokenized]:
@@ -116,15 +150,31 @@ def _meteor(truth: Tokenized, said: Tokenized) -> float:
         java.wait()
 
 
-def _spice(truth: Tokenized, said: Tokenized) -> float | None:
-    from pycocoevalcap.spice.spice import Spice
+def _spice(truth: Tokenized, said: Tokenized, models: Path) -> float | None:
+    """What pycocoevalcap's Spice gives. Called without it: it works among the installed packages, which may be read-only,
+    and with a cache of parses that stops Java 16 and newer."""
+    from pycocoevalcap.spice import spice
 
-    try:
-        return Spice().compute_score(truth, said)[0]
-    except (OSError, subprocess.CalledProcessError) as error:
-        warnings.warn(f"SPICE is left out: {error}", stacklevel=3)
-        return None
+    rows = [{"image_id": key, "test": said[key][0], "refs": truth[key]} for key in sorted(said)]
+    jars = [Path(spice.__file__).with_name(spice.SPICE_JAR), *_corenlp(models)]
+    with tempfile.TemporaryDirectory(prefix="evcap-spice-") as folder:
+        asked, answer = Path(folder, "in.json"), Path(folder, "out.json")
+        asked.write_text(json.dumps(rows))
+        command = ["java", "-Xmx8G", "-Duser.language=en", "-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer"]
+        run = subprocess.run([*command, str(asked), "-out", str(answer)], capture_output=True)
+        written = answer.read_text() if answer.exists() else ""
+    if written:
+        scores = [row["scores"]["All"]["f"] for row in json.loads(written)]
+        return sum(float("nan") if f is None else f for f in scores) / len(scores)
+    # Java 15 and newer have no JavaScript, with which the file is laid out: the mean was printed before, with three digits
+    printed = re.search(r"f-score:\s+([\d.]+) \(SPICE metric\)", run.stdout.decode(errors="replace"))
+    if printed:
+        return float(printed[1])
+    warnings.warn(f"SPICE is left out, it failed in Java: {_last_line(run.stderr)}", stacklevel=3)
+    return None
 
 
 def _last_line(output: bytes) -> str:
-    return (output.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    """What Java says went wrong, without the places in its code, which are indented."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return ([line for line in lines if not line.startswith("\t")] or ["it said nothing"])[-1]

@@ -15,9 +15,9 @@ app = typer.Typer()
 app.command()(main)
 
 
-def check(folder: Path) -> tuple[int, str]:
-    """Exit code and output of `python data/check.py --data folder`."""
-    result = CliRunner().invoke(app, ["--data", str(folder)])
+def check(folder: Path, *sets: str) -> tuple[int, str]:
+    """Exit code and output of `python data/check.py --data folder SET...`."""
+    result = CliRunner().invoke(app, ["--data", str(folder), *sets])
     return result.exit_code, result.output
 
 
@@ -54,12 +54,38 @@ def test_sound_folder_passes(folder):
     assert "6,000" in output  # the reference count stands beside the small one, and is no problem
 
 
-def test_missing_set_is_named(folder):
+def test_missing_set_is_a_problem_if_asked_for(folder):
     shutil.rmtree(folder / "ucm")
     code, output = check(folder)
-    assert code == 1
-    assert "ucm train:" in output and "ucm val:" in output
-    assert "flickr8k test:" not in output
+    assert code == 0 and "not there: ucm, coco-karpathy, flickr30k, nocaps, whoops" in output
+    code, output = check(folder, "ucm", "coco")
+    assert code == 1 and "ucm: there is no" in output and "flickr8k" not in output
+    code, output = check(folder, "coco")
+    assert code == 0 and "ucm" not in output
+    code, output = check(folder, "flicker8k")
+    assert code == 1 and "there is no set 'flicker8k'" in output
+
+
+def test_empty_folder_is_a_problem(tmp_path):
+    code, output = check(tmp_path)
+    assert code == 1 and "coco: there is no" in output
+
+
+def test_missing_split_is_named(folder):
+    (folder / "flickr8k" / "captions_val.json").unlink()
+    code, output = check(folder)
+    assert code == 1 and "flickr8k val: cannot read" in output
+
+
+def test_benchmark_has_its_number_of_photos(folder):
+    """Its splits may be converted one by one; test of NoCaps has no captions."""
+    (folder / "nocaps" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "nocaps" / "images" / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}
+    (folder / "nocaps" / "captions_test.json").write_text(json.dumps(content))
+    code, output = check(folder, "nocaps")
+    assert code == 1 and "nocaps test: there are 1 photos, the benchmark has 10,600" in output
+    assert "nocaps val" not in output and "no caption" not in output
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"not a photo")])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 import typer
 import yaml
 from PIL import Image
+from tiny_run import finish, start, world
 from typer.testing import CliRunner
 
 import evcap
 from eval import evaluate
+from evcap.benchmarks import BENCHMARKS, PAPER
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
 from evcap.contact_sheet import Scored, choose
@@ -56,15 +60,15 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load=None, **changes):
+def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load=None, options=(), **changes):
     """One evaluation in the current folder with a made captioner, scored without METEOR and SPICE, which start slowly."""
     monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
     for module in ("evcap.metrics", "eval.evaluate"):
-        monkeypatch.setattr(f"{module}.missing_spice", lambda: "SPICE is left out: no models")
+        monkeypatch.setattr(f"{module}.missing_spice", lambda models: "SPICE is left out: no models")
     monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None: captioner))
     settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes
     Path("config.yaml").write_text(yaml.safe_dump(settings))
-    result = CliRunner().invoke(app, ["config.yaml", "--data", ".", "--quiet"])
+    result = CliRunner().invoke(app, ["config.yaml", "--data", ".", "--quiet", *options])
     assert result.exit_code == code, result.output
     return result
 
@@ -156,12 +160,132 @@ def test_memory_of_a_folder(folder, monkeypatch):
         ({"batch_size": 0}, "batch_size and limit must be at least 1"),
         ({"limit": -2}, "batch_size and limit must be at least 1"),
         ({"captions": "none.json"}, "cannot read none.json"),
+        ({"seen": "none.json"}, "cannot read none.json"),
+        ({"benchmark": "nocaps"}, "there is no benchmark 'nocaps', but coco-karpathy-test, nocaps-val"),
         ({"output": "set.json"}, "cannot read or write set.json"),
     ],
 )
 def test_bad_settings_get_one_line(folder, monkeypatch, changes, message):
     result = run(monkeypatch, FakeCaptioner(), code=1, **changes)
     assert message in result.output and result.output.count("\n") == 1
+
+
+def test_spice_models_that_are_not_there(folder, monkeypatch):
+    captioner = FakeCaptioner()
+    result = run(monkeypatch, captioner, code=1, options=["--spice", "nowhere"])
+    assert "SPICE is left out" in result.output and result.output.count("\n") == 1 and not captioner.asked
+
+
+def with_domains(folder: Path) -> dict[int, str]:
+    """Give the pictures of the set domains, and return them by id."""
+    content = json.loads((folder / "set.json").read_text())
+    for image in content["images"]:
+        image["domain"] = ["in-domain", "near-domain", "out-domain"][image["id"] % 3]
+    (folder / "set.json").write_text(json.dumps(content))
+    return {image["id"]: image["domain"] for image in content["images"]}
+
+
+def test_scores_of_domains(folder, monkeypatch):
+    domains = with_domains(folder)
+    output = run(monkeypatch, FakeCaptioner(), benchmark="nocaps-val").output
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    references = {key: [f"picture {key - 100} of colour"] for key in domains}
+    predictions = {key: f"picture {key - 100}" for key in domains}
+    assert metrics["scores"] == pytest.approx(score(predictions, references))
+    assert list(metrics["domains"]) == ["in-domain", "near-domain", "out-domain"]
+    for domain, scores in metrics["domains"].items():
+        own = {key: text for key, text in predictions.items() if domains[key] == domain}
+        assert scores == pytest.approx(score(own, references)) and domain in output
+    page = (folder / "out/results.md").read_text()
+    for domain in metrics["domains"]:
+        assert f"| this run, {domain} |" in page and f"| EVCap paper, {domain} |" in page
+    assert f" {metrics['scores']['CIDEr']:.1f} |" in page and "SPICE is left out" in page
+
+
+def test_set_without_references(folder, monkeypatch):
+    """What EvalAI takes: a list of integer ids with captions, and no more."""
+    content = json.loads((folder / "set.json").read_text())
+    del content["annotations"][0]
+    (folder / "set.json").write_text(json.dumps(content))
+    assert "1 pictures have no caption" in run(monkeypatch, FakeCaptioner(), code=1).output
+    assert "EvalAI" in run(monkeypatch, FakeCaptioner(), scored=False).output
+    predictions = json.loads((folder / "out/predictions.json").read_text())
+    assert predictions == [{"image_id": 100 + n, "caption": f"picture {n}"} for n in range(PICTURES)]
+    assert not (folder / "out/metrics.json").exists() and not (folder / "out/results.md").exists()
+
+
+def test_captions_end_before_a_text(folder, monkeypatch):
+    run(monkeypatch, FakeCaptioner(), scored=False, cut_at="ture")
+    assert json.loads((folder / "out/predictions.json").read_text())[0]["caption"] == "pic"
+    assert "other settings (cut_at)" in run(monkeypatch, FakeCaptioner(), code=1, scored=False).output
+
+
+def test_names_said_and_held_out(folder, monkeypatch):
+    """The fake memory knows dog, car and tree and finds "dog"; captions are "picture 0" ..."""
+    captioner = FakeCaptioner()
+    captioner.memory.rename("dog", "picture")
+    monkeypatch.setattr(
+        captioner,
+        "caption",
+        lambda images, **settings: [
+            Caption(f"a picture {p.stem}", [], [RetrievedName(("car", "picture")[int(p.stem) < 5], 0.5, 3)]) for p in images
+        ],
+    )
+    (folder / "train.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "two cars"}]}))
+    run(monkeypatch, captioner, seen="train.json")
+    naming = json.loads((folder / "out/metrics.json").read_text())["naming"]
+    assert naming["captions_naming_a_retrieved_object"] == pytest.approx(100 * 5 / 13)
+    assert naming["different_names_said"] == 1 and naming["object_f1"] == {"f1": 100, "names": 1}
+    assert naming["held_out"]["each"] == {"picture": {"f1": 100, "hits": 13, "said": 13, "in_references": 13}}
+
+
+def test_other_preset_goes_to_a_folder_of_its_own(folder, monkeypatch):
+    asked = []
+
+    def load(preset, memory=None):
+        asked.append(preset)
+        return FakeCaptioner()
+
+    run(monkeypatch, load=load, preset="evcap-vicuna-13b", options=["--preset", "embedded"], scored=False)
+    assert asked == ["embedded"] and (folder / "out/embedded/predictions.json").exists()
+
+
+def evaluate_squares(output: str, processes: int = 1) -> Path:
+    """Caption with the tiny model, in this process or in several of their own; the output folder."""
+    config = world() / f"{output}.yaml"
+    preset = yaml.safe_load((world() / "preset.yaml").read_text())
+    assets = world() / "assets"
+    if not assets.exists():
+        shutil.copytree(world() / "memory", assets / "memory")
+        shutil.copy(world() / "start.safetensors", assets / "trained.safetensors")
+    preset["assets"] = str(assets)
+    preset["decoding"]["phrases"] = 0.0
+    (world() / "scored.yaml").write_text(yaml.safe_dump(preset))
+    settings = {"captions": "squares/captions_train.json", "images": "squares/images", "output": str(world() / output)}
+    settings |= {"preset": str(world() / "scored.yaml"), "batch_size": 3, "beams": 2, "max_length": 6, "scored": False}
+    config.write_text(yaml.safe_dump(settings))
+    if processes > 1:
+        finish(start("evaluate", config, processes, folder="eval"))
+    else:
+        result = CliRunner().invoke(app, [str(config), "--data", str(world() / "data"), "--quiet"])
+        assert result.exit_code == 0, result.output
+    return world() / output
+
+
+def test_two_processes_say_what_one_says():
+    one, two = evaluate_squares("one"), evaluate_squares("two", processes=2)
+    expected = (one / "predictions.json").read_text()
+    assert (two / "predictions.json").read_text() == expected and len(set(expected.split('"caption"'))) > 4
+    shards = [(two / name).read_text().splitlines() for name in ("predictions.jsonl", "predictions-1.jsonl")]
+    assert shards[0][0] == shards[1][0] and [len(lines) - 1 for lines in shards] == [9, 7]  # 3 and 3 batches of 16 pictures
+
+    lines = [*shards[0][:5], '{"image_id": 107, "capt']  # the first was killed in its second batch
+    (two / "predictions.jsonl").write_text("\n".join(lines))
+    (two / "predictions.json").unlink()
+    evaluate_squares("two")  # and one process goes on with what two have left
+    assert (two / "predictions.json").read_text() == expected
+    rows = [line for path in two.glob("*.jsonl") for line in path.read_text().splitlines()[1:]]
+    assert len(rows) == 16 and len({json.loads(row)["image_id"] for row in rows}) == 16
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 1), (5, 1), (6, 2), (12, 4), (40, 4)])
@@ -177,7 +301,12 @@ def test_bands_of_the_contact_sheet(count, columns):
 
 
 def test_configs_of_the_repository():
-    names = {"flickr8k-test", "flickr8k-val", "ucm-val", "coco-val"}
+    benchmarks = {"coco-karpathy-test", "nocaps-val", "nocaps-test", "flickr30k-karpathy-test", "whoops"}
+    names = {"flickr8k-test", "flickr8k-val", "ucm-val", "coco-val"} | benchmarks
+    for config in (load_yaml(REPOSITORY / f"eval/configs/{name}.yaml", evaluate.Config) for name in benchmarks):
+        name, split = re.fullmatch(r"([\w-]+)/captions_(\w+)\.json", config.captions).groups()
+        assert split in BENCHMARKS[name] and config.images == f"{name}/images"
+        assert config.benchmark in PAPER if config.scored else (name, split) == ("nocaps", "test")
     outputs = [load_yaml(REPOSITORY / f"eval/configs/{name}.yaml", evaluate.Config).output for name in names]
     assert sorted(outputs) == sorted(f"runs/eval/{name}" for name in names)
 

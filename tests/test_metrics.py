@@ -3,14 +3,14 @@
 import math
 import os
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from evcap import metrics
 from evcap.errors import EvcapError
-from evcap.metrics import cider, missing_spice, per_image_cider, score, tokenize
+from evcap.metrics import cider, missing_spice, per_image_cider, score, score_domains, tokenize
 
 REFERENCES = {
     12: ["A man's dog runs, fast (very fast), on grass.", "The dog is running on a lawn"],
@@ -21,8 +21,8 @@ REFERENCES = {
 PREDICTIONS = {5: "two boys play football", 12: "A brown dog running on the grass.", 9: "a boat on a lake", 1: "a girl 😀"}
 
 
-def directly() -> tuple[dict[str, float], dict[int, float]]:
-    """All scores, and CIDEr of each picture, as pycocoevalcap's own classes give them."""
+def directly(predictions: dict[int, str], with_meteor: bool = True) -> tuple[dict[str, float], dict[int, float]]:
+    """All scores, and CIDEr of each picture, as pycocoevalcap's own classes give them; METEOR may be 0, it starts slowly."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -30,13 +30,13 @@ def directly() -> tuple[dict[str, float], dict[int, float]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     tokenizer = PTBTokenizer()
-    truth = tokenizer.tokenize({k: [{"caption": c} for c in REFERENCES[k]] for k in PREDICTIONS})
-    said = tokenizer.tokenize({k: [{"caption": c}] for k, c in PREDICTIONS.items()})
+    truth = tokenizer.tokenize({k: [{"caption": c} for c in REFERENCES[k]] for k in predictions})
+    said = tokenizer.tokenize({k: [{"caption": c}] for k, c in predictions.items()})
     scores = {f"BLEU-{n}": value for n, value in enumerate(Bleu(4).compute_score(truth, said, verbose=0)[0], 1)}
-    meteor = Meteor()
-    scores |= {"METEOR": meteor.compute_score(truth, said)[0], "ROUGE-L": Rouge().compute_score(truth, said)[0]}
+    scores["METEOR"] = Meteor().compute_score(truth, said)[0] if with_meteor else 0.0
+    scores["ROUGE-L"] = Rouge().compute_score(truth, said)[0]
     scores["CIDEr"], each = Cider().compute_score(truth, said)
-    return {k: 100 * v for k, v in scores.items()}, dict(zip(PREDICTIONS, 100 * each, strict=True))
+    return {k: 100 * v for k, v in scores.items()}, dict(zip(predictions, 100 * each, strict=True))
 
 
 def test_scores_are_those_of_pycocoevalcap(capfd, monkeypatch):
@@ -49,7 +49,7 @@ def test_scores_are_those_of_pycocoevalcap(capfd, monkeypatch):
     assert started[0].returncode is not None and started[0].stdin.closed and started[0].stdout.closed
     assert capfd.readouterr() == ("", "")  # neither the scorers nor Java say anything
 
-    expected, each = directly()
+    expected, each = directly(PREDICTIONS)
     assert scores == pytest.approx(expected, abs=1e-9)
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
     assert per_image_cider(PREDICTIONS, REFERENCES) == pytest.approx(each, abs=1e-9)
@@ -135,38 +135,82 @@ def test_meteor_that_dies(broken_java):
 
 
 @pytest.fixture
-def spice_models(tmp_path, monkeypatch):
-    """Folder where SPICE's models are looked for, with both files in it."""
-    from pycocoevalcap.spice import get_stanford_models as where
-
-    monkeypatch.setattr(where, "SPICEDIR", str(tmp_path))
-    (tmp_path / where.SPICELIB).mkdir()
-    files = [tmp_path / where.SPICELIB / f"{where.JAR}{end}" for end in (".jar", "-models.jar")]
-    for file in files:
-        file.touch()
-    return files
+def corenlp(tmp_path) -> Path:
+    """A folder with files of the names that SPICE's models have."""
+    for end in (".jar", "-models.jar"):
+        (tmp_path / f"stanford-corenlp-3.6.0{end}").touch()
+    return tmp_path
 
 
-@pytest.mark.parametrize("absent", [0, 1])
-def test_spice_is_left_out_without_its_models(spice_models: list[Path], without_meteor, absent):
-    spice_models[absent].unlink()
-    assert spice_models[absent].name in missing_spice() and spice_models[1 - absent].name not in missing_spice().split()
+@pytest.mark.parametrize("absent", ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"])
+def test_spice_is_left_out_without_its_models(corenlp, without_meteor, absent):
+    assert missing_spice(corenlp) is None
+    (corenlp / absent).unlink()
+    assert missing_spice(corenlp) == f"SPICE is left out: {absent} (Stanford CoreNLP) not in {corenlp}"
+    assert "SPICE" not in score({1: "a dog"}, {1: ["a dog"]}, corenlp)
     assert "SPICE" not in score({1: "a dog"}, {1: ["a dog"]})
 
 
-def test_spice_with_its_models(spice_models, without_meteor, monkeypatch):
-    from pycocoevalcap.spice.spice import Spice
+# In place of SpiceScorer, with its arguments and files: F1 is half the share of a caption's words that its references say.
+SPICE_IN_JAVA = """#!{python}
+import json, os, sys
+if "edu.anu.spice.SpiceScorer" not in sys.argv:
+    os.execv("{java}", ["java", *sys.argv[1:]])
+jars = sys.argv[sys.argv.index("-cp") + 1].split(os.pathsep)
+assert all(map(os.path.isfile, jars)) and jars[0].endswith("spice-1.0.jar") and "-cache" not in sys.argv
+asked, _, answer = sys.argv[-3:]
+rows = []
+for row in json.load(open(asked)):
+    words = row["test"].split()
+    f = sum(word in " ".join(row["refs"]).split() for word in words) / len(words) / 2
+    rows.append(dict(image_id=row["image_id"], scores=dict(All=dict(f=f, pr=f, re=f))))
+print("\\nAll tuples\\n  f-score:\\t%.3f (SPICE metric)" % (sum(r["scores"]["All"]["f"] for r in rows) / len(rows)))
+print("\\nColor tuples\\n  f-score:\\t0.999 (SPICE metric)")
+open(answer, "w").write("" if {modern} else json.dumps(rows))
+sys.exit({modern})
+"""
 
-    monkeypatch.setattr(Spice, "__init__", lambda self: None)
-    monkeypatch.setattr(Spice, "compute_score", lambda self, truth, said: (0.25, []))
-    assert missing_spice() is None
-    assert score({1: "a dog"}, {1: ["a dog"]})["SPICE"] == 25
-    assert "SPICE" not in score({1: "a dog"}, {1: ["a dog"]}, spice=False)
 
-    def fail(self, truth, said):
-        raise subprocess.CalledProcessError(1, "java")
+@pytest.mark.parametrize("modern", [0, 1])  # 1: Java 15 and newer, which fails after it has printed the mean
+def test_spice_with_its_models(corenlp, without_meteor, monkeypatch, modern):
+    program = corenlp / "java"
+    program.write_text(SPICE_IN_JAVA.format(python=sys.executable, java=shutil.which("java"), modern=modern))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{corenlp}{os.pathsep}{os.environ['PATH']}")
+    predictions, references = {7: "a dog", 3: "A red cat."}, {3: ["a cat", "one animal"], 7: ["a dog"]}
+    scores = score(predictions, references, corenlp)
+    assert scores["SPICE"] == pytest.approx(100 * (1 / 2 + 2 / 3 / 2) / 2, abs=0.05 if modern else 1e-9)
+    assert list(scores)[-2:] == ["CIDEr", "SPICE"]
+    by_domain = score_domains(predictions, references, {7: "in-domain", 3: "near-domain"}, corenlp)
+    assert by_domain["in-domain"]["SPICE"] == pytest.approx(50)
+    assert by_domain["near-domain"]["SPICE"] == pytest.approx(100 / 3, abs=0.05)
 
-    monkeypatch.setattr(Spice, "compute_score", fail)
-    with pytest.warns(UserWarning, match="SPICE is left out"):
-        scores = score({1: "a dog"}, {1: ["a dog"]})
+
+def test_spice_that_fails_in_java(corenlp, without_meteor):
+    """The real program, whose models are empty files: it starts, and misses CoreNLP."""
+    with pytest.warns(UserWarning, match="SPICE is left out, it failed in Java: .*edu.stanford.nlp"):
+        scores = score({1: "a dog"}, {1: ["a dog"]}, corenlp)
     assert "SPICE" not in scores and scores["ROUGE-L"] == 100
+
+
+def test_domains_are_sets_of_their_own(without_meteor):
+    """As pycocoevalcap scores the pictures of each domain alone, with document frequencies of those."""
+    domains = {5: "in-domain", 12: "in-domain", 9: "out-domain", 1: "out-domain"}
+    by_domain = score_domains(PREDICTIONS, REFERENCES, domains)
+    assert list(by_domain) == ["in-domain", "out-domain"]
+    for domain, scores in by_domain.items():
+        expected, _ = directly({key: text for key, text in PREDICTIONS.items() if domains[key] == domain}, False)
+        assert scores == pytest.approx(expected, abs=1e-9)
+    each = per_image_cider(PREDICTIONS, REFERENCES)
+    assert by_domain["in-domain"]["CIDEr"] != pytest.approx((each[5] + each[12]) / 2)
+    one = score_domains(PREDICTIONS, REFERENCES, dict.fromkeys(PREDICTIONS, "near-domain"))
+    assert one == {"near-domain": pytest.approx(score(PREDICTIONS, REFERENCES), abs=1e-9)}
+
+
+def test_domains_by_hand(without_meteor):
+    """As in test_cider_by_hand, but a picture alone in its domain scores 0: every document of it has the picture's words."""
+    predictions = {8: "red dog", 4: "blue boat", 2: "red dog"}
+    references = {8: ["red cat"], 4: ["blue boat"], 2: ["red cat"]}
+    by_domain = score_domains(predictions, references, {8: "near-domain", 4: "near-domain", 2: "in-domain"})
+    assert by_domain["near-domain"]["CIDEr"] == pytest.approx((125 + 500) / 2)
+    assert by_domain["in-domain"]["CIDEr"] == 0

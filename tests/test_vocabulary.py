@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.vocabulary import NameFinder, clean_name, pluralize
+from evcap.vocabulary import NameFinder, clean_name, f1_scores, naming_statistics, pluralize
 
 WORDS = ["dog", "hot dog", "dog house", "glass", "glasses", "bus", "fire hydrant", "wolf", "wolves", "man", "baby", "c++"]
 
@@ -121,3 +121,43 @@ def test_matches_are_whole_words_in_order_and_nothing_is_overlooked(names, capti
                 around = caption[place - 1 : place] + " " + caption[place + len(form) : place + len(form) + 1]
                 if caption[place : place + len(form)] == form and not re.search(r"\w", around):
                     assert covered & set(range(place, place + len(form))), (form, place)
+
+
+def test_f1_by_hand():
+    """kite: said twice, once rightly, in the references of three: precision 1/2, recall 1/3, F1 2/5."""
+    names = ["kite", "tennis ball", "sled"]
+    references = [
+        ["A kite flies.", "The sky."],
+        ["Two Kites!", "Two kites"],
+        ["A man.", "a woman", "a kite-surfer"],
+        ["A dog with a tennis ball."],
+        ["A kitchen."],
+    ]
+    captions = ["kites in the sky", "a ball", "a man", "a tennis player", "a kite"]
+    scores = f1_scores(NameFinder(names), names, captions, references)
+    assert scores["kite"] == {"f1": pytest.approx(40), "hits": 1, "said": 2, "in_references": 3}
+    assert scores["tennis ball"] == {"f1": 0, "hits": 0, "said": 0, "in_references": 1}
+    assert scores["sled"] == {"f1": 0, "hits": 0, "said": 0, "in_references": 0}
+    right = ["a kite", "kites", "the kite", "tennis balls", "a room"]
+    perfect = f1_scores(NameFinder(names), names[:2], right, references)
+    assert [row["f1"] for row in perfect.values()] == pytest.approx([100, 100])
+
+
+def test_naming_by_hand():
+    """Three captions, two of which name what was found; F1 of dog 100, of wolf 0, of hot dog 2/3; no reference says a sled."""
+    names = ["dog", "hot dog", "Wolf", "sled"]
+    captions = ["a dog and a hot dog", "two hot dogs", "a sled"]
+    retrieved = [["dog", "wolf"], ["hot dog"], ["dog"]]
+    references = [["A dog.", "A pet."], ["A hot dog."], ["a wolf"]]
+    stats = naming_statistics(names, captions, retrieved, references)
+    assert stats["captions_naming_a_retrieved_object"] == pytest.approx(200 / 3)
+    assert stats["retrieved_names_said"] == pytest.approx(100 * 2 / 4)
+    assert stats["different_names_said"] == 3
+    assert stats["object_f1"] == {"f1": pytest.approx((100 + 200 / 3 + 0) / 3), "names": 3}
+    assert "held_out" not in stats
+    held_out = naming_statistics(names, captions, retrieved, references, ["Dogs", "a man"])["held_out"]
+    assert held_out["names"] == 2 and held_out["f1"] == pytest.approx(100 / 3)
+    assert held_out["each"]["hot dog"] == {"f1": pytest.approx(200 / 3), "hits": 1, "said": 2, "in_references": 1}
+    nothing = naming_statistics([], ["a dog"], [[]], [["a cat"]], [])
+    assert nothing["object_f1"] == {"f1": None, "names": 0} == {k: nothing["held_out"][k] for k in ("f1", "names")}
+    assert nothing["captions_naming_a_retrieved_object"] == nothing["retrieved_names_said"] == 0

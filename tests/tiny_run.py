@@ -112,12 +112,12 @@ def config_for(recipe: str, output: str, **changes) -> Path:
     return path
 
 
-def start(recipe: str, config: Path, processes: int = 1) -> subprocess.Popen:
+def start(recipe: str, config: Path, processes: int = 1, folder: str = "train") -> subprocess.Popen:
     """Start a recipe; several processes through torchrun, as `accelerate launch --cpu` starts only one without MPI."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [REPOSITORY / "train" / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
+    command += [REPOSITORY / folder / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
     if "ACCELERATE_USE_DEEPSPEED" not in variables:  # which accelerate would leave out on the CPU
         variables["ACCELERATE_USE_CPU"] = "true"
