@@ -9,7 +9,8 @@ def load(preset: str = "embedded", memory=None, device: str | None = None):
     """Open a captioner: `evcap.load().caption("photo.jpg")`.
 
     preset: a shipped preset's name or the path of a YAML file. memory: a folder or a VisualNameMemory in place of the
-    shipped one. device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one. Raises evcap.errors.EvcapError with one line when a part is missing or does not fit.
+    shipped one. device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
+    Raises evcap.errors.EvcapError with one line when a part is missing or does not fit.
     """
     from evcap.predictor import Captioner  # torch is imported here, not by `import evcap`
 

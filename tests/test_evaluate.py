@@ -38,7 +38,7 @@ class FakeCaptioner:
     def __init__(self, stop_after: int = PICTURES):
         keys = np.eye(4, dtype=np.float32)
         self.memory = VisualNameMemory.build(keys, ["dog", "dog", "car", "tree"], ["made"] * 4, list("abcd"), "fake")
-        self.stop_after, self.asked = stop_after, []
+        self.stop_after, self.asked, self.encoder_fingerprint = stop_after, [], "fake"
 
     def caption(self, images, beams, min_length, max_length, batch_size):
         self.asked += [path.stem for path in images]
@@ -65,7 +65,7 @@ def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load
     monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
     for module in ("evcap.metrics", "eval.evaluate"):
         monkeypatch.setattr(f"{module}.missing_spice", lambda models: "SPICE is left out: no models")
-    monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None: captioner))
+    monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None, device=None: captioner))
     settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     result = CliRunner().invoke(app, ["config.yaml", "--data", ".", "--quiet", *options])
@@ -145,7 +145,7 @@ def test_captions_of_an_edited_preset_are_not_mixed(folder, monkeypatch):
 def test_memory_of_a_folder(folder, monkeypatch):
     asked = []
 
-    def load(preset, memory=None):
+    def load(preset, memory=None, device=None):
         asked.append((preset, memory))
         return FakeCaptioner()
 
@@ -242,7 +242,7 @@ def test_names_said_and_held_out(folder, monkeypatch):
 def test_other_preset_goes_to_a_folder_of_its_own(folder, monkeypatch):
     asked = []
 
-    def load(preset, memory=None):
+    def load(preset, memory=None, device=None):
         asked.append(preset)
         return FakeCaptioner()
 
