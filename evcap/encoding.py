@@ -138,8 +138,8 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
     """
     try:
         import ray.data
-    except ImportError:
-        raise EvcapError("--engine ray needs Ray: pip install 'evcap[cluster]'") from None
+    except ImportError as error:
+        raise EvcapError(f"--engine ray needs Ray ({error}): pip install -e '.[cluster]'") from None
     own = not ray.is_initialized()
     if own:
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

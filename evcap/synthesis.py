@@ -184,8 +184,8 @@ def open_pipeline(brush: Brush) -> tuple[DiffusionPipeline, dict]:
     logging.disable_progress_bar()
     try:
         import diffusers
-    except ImportError:
-        raise EvcapError("drawing needs diffusers: pip install 'evcap[synth]'") from None
+    except ImportError as error:
+        raise EvcapError(f"drawing needs diffusers ({error}): pip install -e '.[synth]'") from None
     gpu = torch.cuda.is_available()
     folder = Path(brush.source)
     weights = [path.name for path in folder.glob("unet/*.safetensors")]

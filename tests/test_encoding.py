@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +132,6 @@ def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypa
 
 
 def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(EvcapError, match="needs Ray: pip install 'evcap\\[cluster\\]'"):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
         encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
