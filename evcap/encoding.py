@@ -152,8 +152,7 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
             done += len(task["number"])
             yield from (task["key"][start : start + batch] for start in range(0, len(task["key"]), batch))
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(getattr(error, "cause", None) or error).split())
-        raise EvcapError(f"a Ray worker failed: {reason}") from None
+        raise EvcapError(f"a Ray worker failed: {str(error).strip().splitlines()[-1]}") from None  # behind its traceback
     finally:
         if own:
             ray.shutdown()
