@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from math import ceil, nan
+from math import ceil, isnan, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,11 @@ from evcap.console import open_ahead
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images import ImageError
-from evcap.named import NamedImage
+from evcap.named import CORNERS, NamedImage
 from evcap.predictor import Captioner
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
+NO_BOX = (nan,) * 4
 
 
 class Engine(StrEnum):
@@ -152,7 +154,8 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
             done += len(task["number"])
             yield from (task["key"][start : start + batch] for start in range(0, len(task["key"]), batch))
     except ray.exceptions.RayError as error:
-        raise EvcapError(f"a Ray worker failed: {str(error).strip().splitlines()[-1]}") from None  # behind its traceback
+        cause = re.search(r"^[\w.]*(Error|Exception): .+$", str(error), re.MULTILINE)  # under the first traceback
+        raise EvcapError(f"a Ray worker failed: {cause[0] if cause else ' '.join(str(error).split())}") from None
     finally:
         if own:
             ray.shutdown()
@@ -167,8 +170,9 @@ def _ray_dataset(encoder: Encoder, items: Sequence[NamedImage], batch: int):
     workers = max(1, int(ray.cluster_resources().get(kind, 1)))
     # tasks of whole batches, so that these are cut where one process cuts them
     size = batch * min(BATCHES_A_TASK, ceil(len(items) / (batch * workers * 4)))
-    paths = [os.fsencode(os.path.abspath(item.path)) for item in items]
-    table = pyarrow.table({"number": np.arange(len(items)), "path": paths, "box": [item.box for item in items]})
+    columns = {"number": np.arange(len(items)), "path": [os.fsencode(os.path.abspath(item.path)) for item in items]}
+    boxes = np.array([item.box or NO_BOX for item in items], np.float64)
+    table = pyarrow.table(columns | dict(zip(CORNERS, boxes.T, strict=True)))
     blocks = [table.slice(start, size) for start in range(0, len(items), size)]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -192,7 +196,7 @@ class RayWorker:
             raise EvcapError("the encoder on a worker is another one; install the same evcap and weights on every node")
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        boxes = [None if box is None else tuple(box) for box in rows["box"]]
+        boxes = [None if isnan(x1) else (x1, *rest) for x1, *rest in zip(*(rows[c].tolist() for c in CORNERS), strict=True)]
         paths = [Path(os.fsdecode(path)) for path in rows["path"]]
         items = [NamedImage("", path, "", box) for path, box in zip(paths, boxes, strict=True)]
         return {"number": rows["number"], "key": np.concatenate(list(self.encoder.rows(items, self.batch)))}

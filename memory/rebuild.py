@@ -122,7 +122,8 @@ def main(
         memory.merge(part)
     memory.add(encoded.keys, *columns(encoded.items))
     if len(memory) == before and lacking:
-        raise EvcapError(f"there is nothing for any of {len(lacking)} names; give pictures (--images) or draw (--diffusion)")
+        some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
+        raise EvcapError(f"there is nothing for {some}: give pictures (--images) or let them be drawn (--diffusion)")
     memory.save(folder)
     shutil.rmtree(work / "keys", ignore_errors=True)
     with suppress(OSError):  # drawings stay

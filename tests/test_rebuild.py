@@ -151,7 +151,7 @@ def test_bad_calls_get_one_clear_line(folder):
         shipped = rebuild.shipped_memory("embedded")
         rebuild.main(folder / "names.txt", output=shipped)
     (folder / "names.txt").write_text("qbuzz\n")
-    with pytest.raises(EvcapError, match="there is nothing for any of 1 names"):
+    with pytest.raises(EvcapError, match="there is nothing for qbuzz: give pictures"):
         run(folder)
     with pytest.raises(EvcapError, match="made by another encoder|was made by encoder"):
         run(folder, "--reuse", rebuild.shipped_memory("embedded"))
