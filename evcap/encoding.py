@@ -144,7 +144,10 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
         raise EvcapError(f"--engine ray needs Ray ({error}): pip install -e '.[cluster]'") from None
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise EvcapError(f"Ray does not start or answer: {' '.join(str(error).split())}") from None
     try:
         data, done = _ray_dataset(encoder, items, batch), 0
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells each plan and its progress

@@ -135,3 +135,14 @@ def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
         encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+
+
+def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
+    import ray
+
+    def init(**settings):
+        raise ConnectionError("nobody\nthere")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(EvcapError, match="Ray does not start or answer: nobody there"):
+        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
