@@ -31,6 +31,8 @@ CORE = [
 TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
 # 8- and 4-bit language models, and tokenizers that are a SentencePiece model alone, as Vicuna's is
 GPU = ["bitsandbytes>=0.46", "sentencepiece>=0.2"]
+SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing pictures
+CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
 DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12"]
 
 setup(
@@ -45,6 +47,12 @@ setup(
     packages=find_packages(include=["evcap", "evcap.*"]),
     package_data={"evcap": ["assets/**/*", "presets/*.yaml"]},
     install_requires=CORE,
-    extras_require={"train": TRAIN, "gpu": GPU, "dev": TRAIN + GPU + DEV},
+    extras_require={
+        "train": TRAIN,
+        "gpu": GPU,
+        "synth": SYNTH,
+        "cluster": CLUSTER,
+        "dev": TRAIN + GPU + SYNTH + CLUSTER + DEV,
+    },
     entry_points={"console_scripts": ["evcap = evcap.cli:app"]},
 )

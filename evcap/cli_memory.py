@@ -160,6 +160,7 @@ def add(
 def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
     from evcap.images import find_images
     from evcap.memory import checked_name
+    from evcap.named import read_named_folders
 
     if from_folder is None:
         if name is None or not images:
@@ -167,15 +168,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
         return dict.fromkeys(find_images(images), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
-    if not from_folder.is_dir():
-        raise EvcapError(f"{from_folder}: there is no such folder")
-    named = {}
-    for part in sorted(from_folder.iterdir()):
-        if part.is_dir() and not part.name.startswith("."):
-            named.update(dict.fromkeys(find_images([part]), checked_name(part.name)))
-    if not named:
-        raise EvcapError(f"{from_folder}: holds no folders; put the pictures of each name into a folder of that name")
-    return named
+    return {item.path: item.name for item in read_named_folders(from_folder, "user")}
 
 
 @memory_app.command("remove")

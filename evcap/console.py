@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,32 +126,15 @@ def answers(
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """(file, answer, None), or (file, None, reason in one line) for a picture that failed, in the order of `files`.
 
-    ask: B pictures -> B answers. Pictures are opened in two threads, up to two batches ahead of `ask`. If a batch fails
-    its pictures are asked about one by one, so that no picture suffers from its neighbours. Close the iterator to stop.
+    ask: B pictures -> B answers, while the next pictures are opened. If a batch fails its pictures are asked about one by
+    one, so that no picture suffers from its neighbours. Close the iterator to stop.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from evcap.config import load_preset
     from evcap.images import ImageError, open_image
 
     enough = 2 * load_preset(preset).vision.image_size  # larger pictures are shrunk while they are opened
-
-    def attempt(file: Path):
-        try:
-            return open_image(file, enough)
-        except ImageError as error:
-            return error
-
-    pool = ThreadPoolExecutor(2)
-    try:
-        waiting = iter(files)
-        ahead: deque = deque()
-        while True:
-            ahead.extend((file, pool.submit(attempt, file)) for file in islice(waiting, 2 * batch_size - len(ahead)))
-            if not ahead:
-                return
-            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-            batch = [(file, future.result()) for file, future in batch]
+    with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough))) as batches:
+        for batch in batches:
             replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))
             for file, picture in batch:
                 reply = picture if isinstance(picture, ImageError) else next(replies)
@@ -161,6 +144,33 @@ def answers(
                     yield file, None, f"{file}: {type(reply).__name__}: {' '.join(str(reply).split())}"
                 else:
                     yield file, reply, None
+
+
+def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image]) -> Iterator[list[tuple[Any, Any]]]:
+    """Batches of (item, its picture or the ImageError that came instead), opened in two threads up to two batches ahead.
+
+    Close the iterator to stop.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from evcap.images import ImageError
+
+    def attempt(item):
+        try:
+            return opened(item)
+        except ImageError as error:
+            return error
+
+    pool = ThreadPoolExecutor(2)
+    try:
+        waiting = iter(items)
+        ahead: deque = deque()
+        while True:
+            ahead.extend((item, pool.submit(attempt, item)) for item in islice(waiting, 2 * batch_size - len(ahead)))
+            if not ahead:
+                return
+            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            yield [(item, future.result()) for item, future in batch]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evcap.errors import EvcapError
+from evcap.vocabulary import clean_name, spoken_name
 
 Item = TypeVar("Item")
 
@@ -86,6 +87,53 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
     return _each(json_path, data, "annotations", read)
 
 
+def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
+    """The largest object of each LVIS category in each picture, by category and picture id, read by the package `lvis`.
+
+    v1 names a picture by its `coco_url` alone (.../train2017/000000000009.jpg), v0.5 by a `file_name` too: it is looked for
+    as train2017/000000000009.jpg, 000000000009.jpg and the `file_name` below `images_dir`. The class name is the category's
+    first synonym as LVIS spells it, bat_(animal). Raises EvcapError for a file of another format and for missing pictures.
+    """
+    try:
+        from lvis import LVIS
+    except ImportError as error:  # also of a system library that its OpenCV needs
+        raise EvcapError(f"reading LVIS needs the package lvis ({error}): pip install -e '.[synth]'") from None
+    json_path, folder = Path(json_path), Path(images_dir)
+    try:
+        lvis = LVIS(json_path)
+        largest: dict[tuple[int, int], dict] = {}
+        for a in lvis.load_anns():
+            place = a["category_id"], a["image_id"]
+            if place not in largest or _area(a) > _area(largest[place]):
+                largest[place] = a
+        names = {c["id"]: (c.get("synonyms") or [c["name"]])[0] for c in lvis.load_cats({c for c, _ in largest})}
+        paths = {i["id"]: _lvis_path(i, folder) for i in lvis.load_imgs(sorted({i for _, i in largest}))}
+        found = [_lvis_instance(a, paths[a["image_id"]], names[a["category_id"]]) for _, a in sorted(largest.items())]
+    except OSError as error:
+        raise EvcapError(f"cannot read {json_path}: {error.strerror}") from None
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise EvcapError(f"{json_path} is not an annotation file of LVIS ({what})") from None
+    _refuse(json_path, "picture files are missing", [path for path in paths.values() if not path.is_file()])
+    return found
+
+
+def _area(annotation: dict) -> float:
+    return annotation["bbox"][2] * annotation["bbox"][3]
+
+
+def _lvis_path(image: dict, folder: Path) -> Path:
+    """Where a picture is, or is expected."""
+    url = image.get("coco_url", "").split("/")
+    places = [*([folder / url[-2] / url[-1], folder / url[-1]] if len(url) > 1 else []), folder / image.get("file_name", "")]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _lvis_instance(a: dict, path: Path, name: str) -> Instance:
+    x, y, width, height = map(float, a["bbox"])
+    return Instance(a["image_id"], path, name, (x, y, x + width, y + height), float(a["area"]), False)
+
+
 def read_lvis_names(path: str | Path) -> list[list[str]]:
     """Names of a text file, one a line with its synonyms after "/": "aerosol can/spray can" -> ["aerosol can", "spray can"]."""
     try:
@@ -95,6 +143,22 @@ def read_lvis_names(path: str | Path) -> list[list[str]]:
     except UnicodeDecodeError:
         raise EvcapError(f"{path} is not a text file in UTF-8") from None
     return [[s.strip() for s in line.split("/") if s.strip()] for line in lines if line.strip(" /")]
+
+
+def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
+    """Names to say, in the file's order, each with all names that mean it, from a file as `read_lvis_names` reads.
+
+    A line is said by its first name, without its sense in parentheses; lines that are said alike become one.
+    """
+    vocabulary: dict[str, set[str]] = {}
+    for row in read_lvis_names(path):
+        said = spoken_name(row[0])
+        if not said:
+            raise EvcapError(f"{path}: '{row[0]}' holds nothing that can be said; give a name of letters or digits")
+        vocabulary.setdefault(said, {said}).update(filter(None, map(clean_name, row)))
+    if not vocabulary:
+        raise EvcapError(f"{path} holds no names; write one a line, synonyms after /")
+    return vocabulary
 
 
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict:

@@ -26,6 +26,14 @@ def clean_name(name: str) -> str:
     return " ".join(name.lower().translate(_DROPPED).split())
 
 
+def spoken_name(name: str) -> str:
+    """What is said of a listed name: `clean_name` without the sense in parentheses, bat_(animal) -> bat.
+
+    LVIS and dictionaries tell senses apart in this way; captions do not, and `clean_name` alone would make "bat animal".
+    """
+    return clean_name(name.split("(")[0]) or clean_name(name)
+
+
 def pluralize(name: str) -> str:
     """English plural of a name's last word: wolf -> wolves, polo shirt -> polo shirts, fireman -> firemen.
 

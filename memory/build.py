@@ -1,44 +1,47 @@
 """Build a visual-name memory from named images (EVCap, arXiv 2311.15879, section 3.1; `per_name` of them at most).
 
-    python memory/build.py memory/configs/embedded.yaml --data DIR --output FOLDER [--trained FILE]
+    python memory/build.py memory/configs/embedded.yaml --data DIR --output FOLDER [--trained FILE] [--engine ray]
 
-Three kinds of source: boxes with a class (each crop is an image of its class), captioned photos whose captions agree on
-an object name, and scenes with a label. A name's images are drawn at random from all sources together.
+Sources: boxes with a class (each crop is an image of its class), captioned photos whose captions agree on an object name,
+scenes with a label, LVIS, folders of named images, and CSV files. A name's images are drawn at random from all sources
+together. A run that was killed goes on where it was; pictures that do not open are reported and left out.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from PIL import Image
-from tqdm import tqdm
 
-from evcap.build import build_model
-from evcap.config import assets_folder, load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
-from evcap.datasets import read_coco_captions, read_instances, read_lvis_names
+from evcap.config import load_yaml
+from evcap.console import DataFolder, NoBars, command, report
+from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_lvis_names
+from evcap.encoding import Encoder, Engine, EngineChoice, Trained, encode_keys
 from evcap.errors import EvcapError
-from evcap.images import open_image
 from evcap.memory import VisualNameMemory
-from evcap.predictor import Captioner
-from evcap.vocabulary import NameFinder, clean_name
+from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
+from evcap.vocabulary import NameFinder, clean_name, spoken_name
 
 
 @dataclass(frozen=True)
 class Config:
     """What goes into a memory. Paths are relative to --data."""
 
-    names: str  # list of object names, one a line, synonyms after "/"
+    names: str | None = None  # list of object names to find in captions, one a line, synonyms after "/"
     boxes: list[str] = field(default_factory=list)  # sets with instances_train.json
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
+    lvis: list[str] = field(default_factory=list)  # annotation files of LVIS v1 or v0.5
+    lvis_images: str = "coco"  # folder of their pictures, with or without the folders train2017 and val2017
+    lvis_crops: bool = False  # the largest object of the name, not the whole picture
+    folders: list[str] = field(default_factory=list)  # folders that hold a folder of images for each name
+    csv: list[str] = field(default_factory=list)  # files with columns image,name and, for boxes, x1,y1,x2,y2
     agree: int = 3  # captions of a photo that must say the name
     least: int = 1  # photos whose captions must agree on a name that no box and no scene has
     exclude: list[str] = field(default_factory=list)  # names that mostly mean something else in captions
@@ -51,36 +54,47 @@ class Config:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class NamedImage:
-    """One candidate entry: a picture, or the part of it inside a box (x1,y1,x2,y2 in pixels), and its name."""
-
-    name: str
-    path: Path
-    source: str
-    box: tuple[float, float, float, float] | None = None
-
-    def open(self) -> Image.Image:
-        image = open_image(self.path)
-        if self.box is None:
-            return image
-        x1, y1, x2, y2 = self.box
-        return image.crop((round(max(0, x1)), round(max(0, y1)), round(min(image.width, x2)), round(min(image.height, y2))))
+def cropped(config: Config, item: Instance, source: str) -> NamedImage | None:
+    """An object as an image of its class, with a margin; None for a small one or a group."""
+    x1, y1, x2, y2 = item.box
+    if item.iscrowd or min(x2 - x1, y2 - y1) < config.least_side:
+        return None
+    dx, dy = config.margin * (x2 - x1), config.margin * (y2 - y1)
+    return NamedImage(clean_name(item.name), item.path, source, (x1 - dx, y1 - dy, x2 + dx, y2 + dy))
 
 
 def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
     for name in config.boxes:
-        for item in read_instances(data / name / "instances_train.json", data / name / "images"):
-            x1, y1, x2, y2 = item.box
-            if item.iscrowd or min(x2 - x1, y2 - y1) < config.least_side:
-                continue
-            dx, dy = config.margin * (x2 - x1), config.margin * (y2 - y1)
-            box = (x1 - dx, y1 - dy, x2 + dx, y2 + dy)
-            yield NamedImage(clean_name(item.name), item.path, f"{name} box", box)
+        items = read_instances(data / name / "instances_train.json", data / name / "images")
+        yield from filter(None, (cropped(config, item, f"{name} box") for item in items))
+
+
+def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
+    """Each picture once for each name it is annotated with, names as they are said (`spoken_name`).
+
+    bow_(weapon) and bow_(decorative_ribbons) are one name, as a caption says "bow" of both: 1,198 for LVIS v1's 1,203.
+    """
+    for file in config.lvis:
+        source = Path(file).stem
+        items = [replace(i, name=spoken_name(i.name)) for i in read_lvis(data / file, data / config.lvis_images)]
+        if config.lvis_crops:
+            candidates = [cropped(config, item, source) for item in items]
+        else:
+            candidates = [NamedImage(item.name, item.path, source) for item in items]
+        yield from dict.fromkeys(filter(None, candidates))  # both senses of a word may be in one picture
+
+
+def folder_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
+    for folder in config.folders:
+        yield from read_named_folders(data / folder, Path(folder).name)
 
 
 def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator[NamedImage]:
     """Photos whose captions agree on a name of the list or on one of `labels`, the names that boxes and scenes have."""
+    if not config.captions:
+        return
+    if config.names is None:
+        raise EvcapError("the config reads `captions` and so must give `names`, the file of names to find in them")
     synonyms = {clean_name(s.split("(")[0]) for row in read_lvis_names(data / config.names) for s in row}
     finder = NameFinder(sorted((synonyms | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
@@ -99,9 +113,11 @@ def scene_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
 
 
 def all_candidates(config: Config, data: Path) -> list[NamedImage]:
-    """Candidates of all three sources under the names they are said by, without the excluded and the too rare ones."""
+    """Candidates of all sources under the names they are said by, without the excluded and the too rare ones."""
     excluded = {clean_name(e) for e in config.exclude}
-    labelled = [*box_candidates(config, data), *scene_candidates(config, data)]
+    readers = (box_candidates, scene_candidates, lvis_candidates, folder_candidates)
+    labelled = [candidate for reader in readers for candidate in reader(config, data)]
+    labelled += [item for file in config.csv for item in read_named_csv(data / file, Path(file).stem)]
     labelled = [replace(c, name=config.spelling.get(c.name, c.name)) for c in labelled if c.name not in excluded]
     labels = {c.name for c in labelled}
     captioned = list(caption_candidates(config, data, labels))
@@ -121,33 +137,31 @@ def choose(candidates: list[NamedImage], per_name: int, seed: int) -> list[Named
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see memory/configs/.")],
     data: DataFolder,
-    output: Annotated[Path, typer.Option(help="Folder of the new memory.")],
-    trained: Annotated[Path | None, typer.Option(help="Trained tensors to encode with, if not the shipped ones.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the new memory; FOLDER.part keeps what is done until it is whole.")],
+    trained: Trained = None,
+    engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
     config = load_yaml(config_path, Config)
+    if min(config.per_name, config.batch) < 1:
+        raise EvcapError(f"{config_path}: per_name and batch must be at least 1")
     candidates = all_candidates(config, data)
     chosen = choose(candidates, config.per_name, config.seed)
     if not chosen:
-        raise EvcapError(f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `scenes` and `names`")
-    preset = load_preset(config.preset)
-    shipped = assets_folder(config.preset, preset) / "trained.safetensors"
-    captioner = Captioner(build_model(preset, trained or shipped))
-    keys = []
-    with tqdm(total=len(chosen), desc="memory", unit="img", disable=quiet) as bar:
-        for start in range(0, len(chosen), config.batch):
-            batch = chosen[start : start + config.batch]
-            keys.append(captioner.keys([item.open() for item in batch], config.batch))
-            bar.update(len(batch))
-    memory = VisualNameMemory.build(
-        np.concatenate(keys).astype(np.float16),
-        [item.name for item in chosen],
-        [item.source for item in chosen],
-        [item.path.name for item in chosen],
-        captioner.encoder_fingerprint,
-    )
+        raise EvcapError(
+            f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
+            "`folders` and `csv`"
+        )
+    part = output.with_name(f"{output.name}.part")
+    encoder = Encoder(config.preset, trained)
+    encoded = encode_keys(encoder, chosen, part, config.batch, engine, quiet)
+    memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
     memory.save(output)
-    print(f"{output}: {len(chosen)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
+    shutil.rmtree(part)
+    print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
+    report(encoded.failures, len(chosen))
+    if encoded.failures:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,17 @@ def test_memory_add(memory, loads_memory, photos):
     assert "sea gull (user, things/sea gull/x.png)" in run("memory", "search", "p0.png", "--memory", memory).stdout
 
 
+def test_memory_add_leaves_out_folders_without_pictures(memory, loads_memory, photos):
+    for name in ("bare", "crab"):
+        Path("things", name).mkdir(parents=True)
+    os.rename("p3.png", "things/crab/x.png")
+    result = run("memory", "add", "--from-folder", "things", "--memory", memory)
+    assert "added 1 entry of 1 name" in result.stdout and listed(memory)["crab"] == 1
+    assert "things: folders without pictures are left out: bare" in result.stderr
+    os.remove("things/crab/x.png")
+    assert "none of its 2 folders" in run("memory", "add", "--from-folder", "things", "--memory", memory, code=1).stderr
+
+
 def test_memory_search_puts_the_nearest_first(memory, loads_memory, photos):
     lines = run("memory", "search", "p1.png", "--memory", memory, "--limit", 2).stdout.splitlines()
     assert lines[1] == "     1.000  cat (s, b.jpg)" and len(lines) == 3

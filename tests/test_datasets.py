@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from evcap.datasets import CaptionedImage, Instance, read_coco_captions, read_instances, read_lvis_names
+from evcap.datasets import (
+    CaptionedImage,
+    Instance,
+    read_coco_captions,
+    read_instances,
+    read_lvis,
+    read_lvis_names,
+    read_vocabulary,
+)
 from evcap.errors import EvcapError
 
 
@@ -56,6 +64,78 @@ def test_lvis_names_with_synonyms(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("aerosol can/spray can\nalligator\n\n crèche / manger /\n", encoding="utf-8")
     assert read_lvis_names(path) == [["aerosol can", "spray can"], ["alligator"], ["crèche", "manger"]]
+
+
+def test_vocabulary(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("Dog/puppy\nbow_(weapon)/long bow\n\nbow (decorative ribbons)\nfish/(fish)\n")
+    assert read_vocabulary(path) == {
+        "dog": {"dog", "puppy"},
+        "bow": {"bow", "bow weapon", "long bow", "bow decorative ribbons"},
+        "fish": {"fish"},
+    }
+    assert list(read_vocabulary(path)) == ["dog", "bow", "fish"]
+    path.write_text("\n / \n")
+    with pytest.raises(EvcapError, match="holds no names"):
+        read_vocabulary(path)
+    path.write_text("dog\n!!/cat\n")
+    with pytest.raises(EvcapError, match="'!!' holds nothing that can be said"):
+        read_vocabulary(path)
+
+
+def lvis(**changes) -> dict:
+    """LVIS's fields that matter: a v1 picture, named by its coco_url alone, and one of v0.5, with a file_name too."""
+    url = "http://images.cocodataset.org/{}2017/{:012d}.jpg"
+    objects = [(1, 9, 3, [0, 0, 10, 10]), (2, 9, 1, [1, 2, 3, 4]), (3, 9, 3, [5, 5, 20, 10]), (4, 4, 3, [7, 7, 5, 5])]
+    return {
+        "images": [
+            {"id": 9, "coco_url": url.format("train", 9)},
+            {"id": 4, "coco_url": url.format("val", 4), "file_name": "COCO_val2014_000000000004.jpg"},
+        ],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": 7.5} for i, image, c, box in objects
+        ],
+        "categories": [
+            {"id": 1, "name": "bat_(animal)", "synonyms": ["bat_(animal)"]},
+            {"id": 2, "name": "unseen", "synonyms": ["unseen"]},
+            {"id": 3, "name": "airplane", "synonyms": ["airplane", "aeroplane"]},
+        ],
+    } | changes
+
+
+PLACES = ["train2017/000000000009.jpg val2017/000000000004.jpg", "000000000009.jpg COCO_val2014_000000000004.jpg"]
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_lvis_gives_the_largest_object_of_a_class_in_each_picture(tmp_path, places):
+    first, second = (tmp_path / place for place in places.split())
+    for path in (first, second):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert read_lvis(write(tmp_path, lvis()), tmp_path) == [
+        Instance(9, first, "bat_(animal)", (1, 2, 4, 6), 7.5, False),
+        Instance(4, second, "airplane", (7, 7, 12, 12), 7.5, False),
+        Instance(9, first, "airplane", (5, 5, 25, 15), 7.5, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{", "is not an annotation file of LVIS (JSONDecodeError"),
+        ("[]", "is not an annotation file of LVIS"),
+        (lvis(categories=[]), "is not an annotation file of LVIS (KeyError"),
+        (lvis(images=["a"]), "is not an annotation file of LVIS"),
+        (lvis(annotations=[{"id": 1, "image_id": 9, "category_id": 1}]), "(KeyError: 'bbox')"),
+        (lvis(), "2 picture files are missing, the first is {folder}/val2017/000000000004.jpg"),
+    ],
+)
+def test_bad_lvis_files_get_one_clear_line(tmp_path, data, message):
+    with pytest.raises(EvcapError) as caught:
+        read_lvis(write(tmp_path, data), tmp_path)
+    assert message.format(folder=tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(EvcapError, match="cannot read .*none"):
+        read_lvis(tmp_path / "none", tmp_path)
 
 
 def bad(key: str, number: int, **changes) -> dict:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.vocabulary import NameFinder, clean_name, f1_scores, naming_statistics, pluralize
+from evcap.vocabulary import NameFinder, clean_name, f1_scores, naming_statistics, pluralize, spoken_name
 
 WORDS = ["dog", "hot dog", "dog house", "glass", "glasses", "bus", "fire hydrant", "wolf", "wolves", "man", "baby", "c++"]
 
@@ -25,6 +25,14 @@ WORDS = ["dog", "hot dog", "dog house", "glass", "glasses", "bus", "fire hydrant
 )
 def test_clean_name(name, clean):
     assert clean_name(name) == clean
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [("bat_(animal)", "bat"), ("football_(American)", "football"), ("Hot_Dog", "hot dog"), ("(sic)", "sic"), ("()", "")],
+)
+def test_the_sense_in_parentheses_is_not_said(name, said):
+    assert spoken_name(name) == said
 
 
 @given(st.text())

@@ -1,0 +1,111 @@
+"""Named pictures, the raw material of a memory: in folders that carry the name, or listed in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from PIL import Image
+
+from evcap.console import complain
+from evcap.errors import EvcapError
+from evcap.images import ImageError, find_images, open_image
+from evcap.memory import checked_name
+
+Box = tuple[float, float, float, float]
+CORNERS = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """A picture, or the part of it inside a box (x1,y1,x2,y2 in pixels of the full size), and the name of what it shows.
+
+    `source` and `label` are what a memory notes beside the key: where it is from, and which picture of that it is.
+    """
+
+    name: str
+    path: Path
+    source: str
+    box: Box | None = None
+    label: str = ""  # the file's name if empty
+
+    def open(self, at_least: int | None = None) -> Image.Image:
+        """The picture in RGB; a whole one may be shrunk as `open_image` does. Raises ImageError."""
+        if self.box is None:
+            return open_image(self.path, at_least)
+        image = open_image(self.path)
+        x1, y1, x2, y2 = self.box
+        corners = (round(max(0, x1)), round(max(0, y1)), round(min(image.width, x2)), round(min(image.height, y2)))
+        if corners[0] >= corners[2] or corners[1] >= corners[3]:
+            raise ImageError(f"{self.path}: box {self.box} holds none of its {image.width} x {image.height} pixels")
+        return image.crop(corners)
+
+
+def columns(items: Sequence[NamedImage]) -> tuple[list[str], list[str], list[str]]:
+    """Names, sources and images, as a memory takes them."""
+    return [i.name for i in items], [i.source for i in items], [i.label or i.path.name for i in items]
+
+
+def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
+    """Pictures in folders that bear their name, DIR/fire hydrant/1.jpg; what lies deeper counts too.
+
+    Characters that no folder's name can hold may stand as %2F, as in URLs. Folders without pictures are left out, with one
+    line on standard error. Raises EvcapError when there is no picture at all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EvcapError(f"{folder}: there is no such folder")
+    items, empty = [], []
+    for part in sorted(folder.iterdir()):
+        if part.is_dir() and not part.name.startswith("."):
+            name = checked_name(unquote(part.name))
+            try:
+                files = find_images([part])
+            except EvcapError:
+                empty.append(part.name)
+                continue
+            items += [NamedImage(name, file, source, label=str(file.relative_to(folder))) for file in files]
+    if not items:
+        what = f"none of its {len(empty)} folders holds a picture" if empty else "holds no folders"
+        raise EvcapError(f"{folder}: {what}; put the pictures of each name into a folder of that name")
+    if empty:
+        complain(f"{folder}: folders without pictures are left out: {', '.join(empty)}")
+    return items
+
+
+def read_named_csv(path: str | Path, source: str) -> list[NamedImage]:
+    """Pictures of a CSV file with the columns image and name, and x1, y1, x2, y2 for boxes, which may be empty.
+
+    Image paths are relative to the file. Raises EvcapError for missing columns or pictures and for rows that say nothing.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(stream)
+            if not {"image", "name"} <= set(reader.fieldnames or ()):
+                raise EvcapError(f"{path}: its first line must name the columns image,name and may add {','.join(CORNERS)}")
+            items = [_csv_item(path, reader.line_num, row, source) for row in reader]
+    except OSError as error:
+        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EvcapError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    missing = [item.path for item in items if not item.path.is_file()]
+    if missing:
+        raise EvcapError(f"{path}: {len(missing)} picture files are missing, the first is {missing[0]}")
+    return items
+
+
+def _csv_item(path: Path, line: int, row: dict[str, str | None], source: str) -> NamedImage:
+    corners = [(row.get(corner) or "").strip() for corner in CORNERS]
+    try:
+        box = tuple(map(float, corners)) if any(corners) else None
+        if box and not (box[0] < box[2] and box[1] < box[3]):  # also refuses nan
+            raise ValueError
+    except ValueError:
+        raise EvcapError(f"{path}, line {line}: {','.join(corners)} is no box; x1 < x2 and y1 < y2, in pixels") from None
+    if not row["image"] or not row["name"]:
+        raise EvcapError(f"{path}, line {line}: the image or its name is missing")
+    return NamedImage(checked_name(row["name"]), path.parent / row["image"], source, box, row["image"])

@@ -1,0 +1,209 @@
+"""Pictures of names drawn by a text-to-image model, each the same again whatever else is drawn beside it.
+
+EVCap (arXiv 2311.15879) adds to its memory five Stable Diffusion pictures a name, of the prompt "a photo of {name}".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from evcap.errors import EvcapError
+from evcap.named import NamedImage
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+NO_FOLDER = re.compile(r"[%/\\\x00-\x1f]|^\.")  # what cannot stand, or not be seen again, in the name of a folder
+SAMPLE = 2**20  # bytes
+
+
+# options of the recipes that draw
+Template = Annotated[str, typer.Option(help="Prompt; {name} stands for the name.")]
+Count = Annotated[int, typer.Option(min=1, help="Drawings of a name.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's own by default, 1 for Turbo models.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own by default, 0 for Turbo models.")]
+DrawingBatch = Annotated[int, typer.Option(min=1, help="Drawings made together.")]
+Seed = Annotated[int, typer.Option(help="Each drawing's seed follows from this, its name and its number.")]
+
+
+@dataclass(frozen=True)
+class Brush:
+    """How pictures are drawn. steps, guidance: None = the pipeline's own, for a Turbo model 1 and 0."""
+
+    source: str  # folder or hub name of a diffusers pipeline
+    template: str = "a photo of {name}"
+    count: int = 5  # pictures a name
+    steps: int | None = None
+    guidance: float | None = None
+    batch: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        if "{name}" not in self.template:
+            raise EvcapError(f"the prompt '{self.template}' has no {{name}} in it")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture to be drawn; `about` is what its PNG will tell of it."""
+
+    name: str
+    path: Path
+    prompt: str
+    seed: int
+    about: dict[str, str]
+
+
+def plan(names: Iterable[str], folder: Path, brush: Brush) -> list[Drawing]:
+    """`brush.count` drawings of each name, as files FOLDER/name/number.png."""
+    drawings = []
+    model = model_mark(brush.source)
+    chosen = {"steps": brush.steps, "guidance": brush.guidance}
+    for name in names:
+        prompt = brush.template.replace("{name}", name)
+        for number in range(brush.count):
+            seed = picture_seed(brush.seed, name, number)
+            about = {"name": name, "prompt": prompt, "seed": str(seed), "model": model}
+            about |= {key: str(value) for key, value in chosen.items() if value is not None}
+            drawings.append(Drawing(name, folder / folder_name(name) / f"{number}.png", prompt, seed, about))
+    return drawings
+
+
+def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tuple[list[NamedImage], Counter[str]]:
+    """Draw what is not there yet; (all pictures, how many of each name were blanked).
+
+    A readable PNG that tells the same prompt, seed and model (and steps and guidance, where these are given) is kept. One
+    that the pipeline's safety checker blanks, or that comes out black, is not written. Raises EvcapError without diffusers
+    or when the pipeline does not load.
+    """
+    todo = [d for d in drawings if not d.about.items() <= told(d.path).items()]
+    blanked = Counter()
+    if todo:
+        pipeline, arguments = open_pipeline(brush)
+        with tqdm(total=len(drawings), initial=len(drawings) - len(todo), desc="drawings", unit="img", disable=quiet) as bar:
+            for start in range(0, len(todo), brush.batch):
+                batch = todo[start : start + brush.batch]
+                # on the CPU: the same noise whatever the device, and for each picture its own, whatever the batch
+                generators = [torch.Generator().manual_seed(d.seed) for d in batch]
+                drawn = pipeline([d.prompt for d in batch], generator=generators, **arguments)
+                flags = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
+                for drawing, picture, flag in zip(batch, drawn.images, flags, strict=True):
+                    if flag or picture.getbbox() is None:
+                        drawing.path.unlink(missing_ok=True)  # of other settings
+                        blanked[drawing.name] += 1
+                    else:
+                        write_png(picture, drawing.path, drawing.about | _strings(arguments))
+                bar.update(len(batch))
+    left = [d for d in drawings if d.path.is_file()]
+    source = f"drawn by {Path(brush.source).name}"
+    return [NamedImage(d.name, d.path, source, label=f"{d.path.parent.name}/{d.path.name}") for d in left], blanked
+
+
+def blanked_line(blanked: Counter[str]) -> str:
+    """How many drawings of which names were dropped, in one line."""
+    names = ", ".join(f"{name} {count}" for name, count in sorted(blanked.items()))
+    return f"{blanked.total()} drawings were blanked by the safety checker or came out black, and are left out: {names}"
+
+
+def picture_seed(seed: int, name: str, number: int) -> int:
+    """63 bits that depend on nothing but the base seed, the name and the number of the picture."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {name}".encode()).digest()[:8], "big") >> 1
+
+
+def folder_name(name: str) -> str:
+    """The name as a folder's: characters that cannot stand there become %2F and so on, which `read_named_folders` undoes."""
+    return NO_FOLDER.sub(lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def told(path: Path) -> dict[str, str]:
+    """What a PNG tells of itself; nothing if it is missing or damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            about = {key: str(value) for key, value in image.info.items()}
+            image.verify()
+            return about
+    except Exception:  # Pillow raises many kinds for damaged data
+        return {}
+
+
+def write_png(picture: Image.Image, path: Path, about: dict[str, str]) -> None:
+    """Write a PNG with texts through a temporary neighbour: never half of it is seen under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = PngInfo()
+    for key, value in about.items():
+        texts.add_itxt(key, value)
+    temporary = path.with_name(f".evcap-{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, "PNG", pnginfo=texts)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _strings(arguments: dict) -> dict[str, str]:
+    return {"steps": str(arguments["num_inference_steps"]), "guidance": str(arguments["guidance_scale"])}
+
+
+def model_mark(source: str) -> str:
+    """Hub name, or folder name with a short hash of its files: of sizes, and of a MiB from the middle of each.
+
+    Other weights differ there; to hash all of them would take a minute at each start.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            file.seek(max(0, (size - SAMPLE) // 2))
+            digest.update(f"{path.relative_to(folder)} {size}".encode(errors="surrogateescape") + file.read(SAMPLE))
+    return f"{folder.resolve().name} {digest.hexdigest()[:12]}"
+
+
+def open_pipeline(brush: Brush) -> tuple[DiffusionPipeline, dict]:
+    """A text-to-image pipeline, in float16 on a GPU, else in float32, and the arguments to call it with."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # of image processors that drawing does not use
+    logging.disable_progress_bar()
+    try:
+        import diffusers
+    except ImportError as error:
+        raise EvcapError(f"drawing needs diffusers ({error}): pip install -e '.[synth]'") from None
+    gpu = torch.cuda.is_available()
+    folder = Path(brush.source)
+    weights = [path.name for path in folder.glob("unet/*.safetensors")]
+    variant = "fp16" if weights and all(".fp16." in name for name in weights) else None  # a folder of those files alone
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        # use_safetensors: pickled weights could run code
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            brush.source, dtype=torch.float16 if gpu else torch.float32, use_safetensors=True, variant=variant
+        )
+    except Exception as error:  # a folder or repository of anybody's making
+        reason = " ".join(str(error).split())
+        raise EvcapError(f"{brush.source} is no text-to-image pipeline with safetensors weights ({reason})") from None
+    pipeline.set_progress_bar_config(disable=True)
+    turbo = "turbo" in folder.name.lower()  # distilled to one step without guidance, which their folders do not tell
+    usual = inspect.signature(pipeline.__call__).parameters
+    steps = brush.steps or (1 if turbo else usual["num_inference_steps"].default)
+    guidance = brush.guidance
+    if guidance is None:
+        guidance = 0.0 if turbo else usual["guidance_scale"].default
+    return pipeline.to("cuda" if gpu else "cpu"), {"num_inference_steps": steps, "guidance_scale": guidance}
