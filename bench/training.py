@@ -54,12 +54,12 @@ class Side:
     def step(self, numbers: list[int], cached: bool) -> float:
         """Seconds of forward pass, backward pass and update."""
         start = time.perf_counter()
+        pixels = None if cached else self.captioner.pixels([self.records[n].path for n in numbers])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if cached:
                 queries = torch.stack([torch.from_numpy(self.rows[n]) for n in numbers]).float()
             else:
                 with torch.no_grad():
-                    pixels = self.captioner.pixels([self.records[n].path for n in numbers])
                     queries = self.model.query_features(self.model.backbone(pixels))
             names = [[hit.name for hit in row] for row in self.captioner.retrieve(queries)]
             captions = [[clean_caption(c) for c in self.records[n].captions] for n in numbers]

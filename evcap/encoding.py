@@ -53,10 +53,12 @@ class Encoder:
     @cached_property
     def captioner(self) -> Captioner:
         settings = load_preset(self.preset)
-        if self.trained is None and settings.assets is None and settings.vision.kind == "efficientnet-lite2":
+        trained = self.trained or (assets_folder(self.preset, settings) / "trained.safetensors" if settings.assets else None)
+        if settings.blip2 and not self.trained and not (trained and trained.exists()):
+            trained = None  # BLIP-2 encodes as it is, before anything was trained
+        elif trained is None:
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name the file to encode with (--trained)")
-        shipped = assets_folder(self.preset, settings) / "trained.safetensors" if settings.assets else None
-        return Captioner(build_model(settings, self.trained or shipped, device=pick_device(), speaks=False))
+        return Captioner(build_model(settings, trained, device=pick_device(), speaks=False))
 
     @property
     def fingerprint(self) -> str:
@@ -145,7 +147,12 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
     own = not ray.is_initialized()
     if own:
         try:
-            ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(
+                os.environ.get("RAY_ADDRESS", "local"),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise EvcapError(f"Ray does not start or answer: {' '.join(str(error).split())}") from None
     try:

@@ -90,18 +90,23 @@ def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tupl
     that the pipeline's safety checker blanks, or that comes out black, is not written. Raises EvcapError without diffusers
     or when the pipeline does not load.
     """
-    todo = [d for d in drawings if not d.about.items() <= told(d.path).items()]
+    batches = [drawings[start : start + brush.batch] for start in range(0, len(drawings), brush.batch)]
+    missing = {d.path for d in drawings if not d.about.items() <= told(d.path).items()}
+    # a batch of which one is missing is drawn whole: in another company it would round differently
+    todo = [batch for batch in batches if any(d.path in missing for d in batch)]
     blanked = Counter()
     if todo:
         pipeline, arguments = open_pipeline(brush)
-        with tqdm(total=len(drawings), initial=len(drawings) - len(todo), desc="drawings", unit="img", disable=quiet) as bar:
-            for start in range(0, len(todo), brush.batch):
-                batch = todo[start : start + brush.batch]
+        there = len(drawings) - sum(map(len, todo))
+        with tqdm(total=len(drawings), initial=there, desc="drawings", unit="img", disable=quiet) as bar:
+            for batch in todo:
                 # on the CPU: the same noise whatever the device, and for each picture its own, whatever the batch
                 generators = [torch.Generator().manual_seed(d.seed) for d in batch]
                 drawn = pipeline([d.prompt for d in batch], generator=generators, **arguments)
                 flags = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
                 for drawing, picture, flag in zip(batch, drawn.images, flags, strict=True):
+                    if drawing.path not in missing:
+                        continue
                     if flag or picture.getbbox() is None:
                         drawing.path.unlink(missing_ok=True)  # of other settings
                         blanked[drawing.name] += 1

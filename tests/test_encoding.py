@@ -112,7 +112,7 @@ def two_workers(monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     yield ray
     ray.shutdown()
 
@@ -140,7 +140,7 @@ def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
 def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
     import ray
 
-    def init(**settings):
+    def init(address, **settings):
         raise ConnectionError("nobody\nthere")
 
     monkeypatch.setattr(ray, "init", init)
