@@ -54,6 +54,34 @@ def test_memory_edits(memory):
     assert "0 entries" in run("memory", "info", "--memory", "bare").stdout
 
 
+def test_memory_index(photos, fake):
+    from evcap.memory import VisualNameMemory
+
+    draw = np.random.default_rng(0)
+    names, images = [f"n{i % 50}" for i in range(1200)], [f"{i}.jpg" for i in range(1200)]
+    VisualNameMemory.build(draw.normal(size=(1200, 16)), names, ["s"] * 1200, images, "fake").save("m")
+    assert "index     flat\n" in run("memory", "info", "--memory", "m").stdout
+    shown = run("memory", "index", "--kind", "hnsw", "--memory", "m")
+    assert shown.stdout == "m now has index hnsw over 1,200 entries of 50 names\n" and shown.stderr == ""
+    assert "index     hnsw, efSearch 256, chosen\n" in run("memory", "info", "--memory", "m").stdout
+    run("memory", "remove", "n1", "--memory", "m")
+    run("memory", "export", "copy", "--memory", "m")
+    for folder in ("m", "copy"):
+        assert "index     hnsw" in run("memory", "info", "--memory", folder).stdout and listed(folder)["n2"] == 24
+    next(Path("m").glob("index-*")).write_bytes(b"torn")
+    assert "`evcap memory index --memory m`" in run("memory", "info", "--memory", "m", code=1).stderr
+    assert "index flat over 1,176" in run("memory", "index", "--memory", "m").stdout  # as its size would have it
+    assert listed("m")["n2"] == 24
+    assert "is only read" in run("memory", "index", code=1).stderr
+    run("memory", "index", "--kind", "tree", "--memory", "m", code=2)
+
+
+def test_an_index_of_few_entries_is_refused(memory):
+    told = run("memory", "index", "--kind", "ivf", "--memory", memory, code=1).stderr
+    assert told == "evcap: an index of kind ivf needs 1,000 entries, the memory holds 3: choose flat\n"
+    assert listed(memory) == {"cat": 1, "dog": 2}
+
+
 def test_memory_add(memory, loads_memory, photos):
     run("memory", "add", "--name", "Fire_Hydrant", *photos[:2], "--memory", memory)
     assert listed(memory) == {"cat": 1, "dog": 2, "fire hydrant": 2}
