@@ -110,13 +110,20 @@ def build_index(keys: np.ndarray, kind: IndexKind, quiet: bool = False) -> Appro
 
     Holds the index, its training keys and a chunk of keys in main memory. A bar shows on a terminal unless `quiet`.
     """
+    import faiss
     from tqdm import tqdm
 
     if len(keys) < FEWEST:
         raise EvcapError(f"an index of kind {kind} needs {FEWEST:,} entries, the memory holds {len(keys):,}: choose flat")
-    index, wanted = _empty_index(keys.shape[1], len(keys), kind, keys.dtype)
+    index = _empty_index(keys.shape[1], len(keys), kind, keys.dtype)
     with tqdm(total=len(keys), desc=f"{kind} index, training", unit="key", unit_scale=True, disable=quiet or None) as bar:
-        index.train(_sample(keys, wanted))
+        if kind == IndexKind.hnsw:
+            index.train(_sample(keys, 1))
+        else:
+            clusters = on_gpus(faiss.IndexFlatIP(keys.shape[1]))  # named, for FAISS keeps no reference to it
+            index.clustering_index = clusters
+            index.train(_sample(keys, PER_LIST * index.nlist))
+            index.clustering_index = None
         bar.set_description(f"{kind} index")
         for start in range(0, len(keys), CHUNK):
             part = np.ascontiguousarray(keys[start : start + CHUNK], dtype=np.float32)
@@ -126,7 +133,7 @@ def build_index(keys: np.ndarray, kind: IndexKind, quiet: bool = False) -> Appro
 
 
 def _empty_index(dim: int, count: int, kind: IndexKind, dtype):
-    """An untrained index of a kind for `count` keys, and how many keys it is trained on."""
+    """An untrained index of a kind for `count` keys."""
     import faiss
 
     half, product = dtype == np.float16, faiss.METRIC_INNER_PRODUCT
@@ -134,7 +141,7 @@ def _empty_index(dim: int, count: int, kind: IndexKind, dtype):
         code = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexHNSWSQ(dim, code, LINKS, product) if half else faiss.IndexHNSWFlat(dim, LINKS, product)
         index.hnsw.efConstruction = EF_CONSTRUCTION
-        return index, 1
+        return index
     lists = min(round(4 * count**0.5), count // PER_LIST)
     code = f"PQ{dim // gcd(dim, 8)}np" if kind == IndexKind.ivf_pq else "SQfp16" if half else "Flat"
     index = faiss.index_factory(dim, f"IVF{lists},{code}", product)
@@ -142,8 +149,7 @@ def _empty_index(dim: int, count: int, kind: IndexKind, dtype):
         index.pq.cp.min_points_per_centroid = 1  # no warning for small memories
     else:
         index.by_residual = False  # so that float16 codes are the keys themselves
-    index.clustering_index = on_gpus(faiss.IndexFlatIP(dim))
-    return index, PER_LIST * lists
+    return index
 
 
 def _sample(keys: np.ndarray, count: int) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 from evcap.errors import EvcapError
 from evcap.index import CHUNK, ApproximateIndex, build_index, on_gpus
 from evcap.index_kind import FEWEST, IndexKind, kind_for
-from evcap.memory_files import COLUMNS, Contents, MemoryFormatError, read_memory, write_memory
+from evcap.memory_files import read_memory, write_memory
+from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
 from evcap.vocabulary import clean_name
 
 BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture

@@ -16,10 +16,8 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,34 +25,12 @@ import numpy as np
 
 from evcap.errors import EvcapError
 from evcap.index import CHUNK, ApproximateIndex, map_index
-from evcap.index_kind import SETTINGS, IndexKind
+from evcap.index_kind import IndexKind
+from evcap.memory_manifest import COLUMNS, OWN_FILE, Contents, MemoryFormatError, manifest_of, parse_manifest
 
-FORMATS = (1, 2)  # 2 has an index file
 ALWAYS_HASHED = 64 * 2**20  # bytes; larger keys and indexes are hashed on request only, to open in well under a second
-MARK = "-[0-9a-f]{8}"
-OWN_FILE = re.compile(rf"keys{MARK}\.safetensors|names{MARK}\.json|index{MARK}\.faiss|manifest{MARK}\.tmp")
-COLUMNS = ("names", "sources", "images")
 
 Put = Callable[[bytes], object]  # takes a block of a file that is being written
-
-
-class MemoryFormatError(EvcapError):
-    """A folder that is no memory, is damaged, or belongs to another encoder."""
-
-
-@dataclass(frozen=True, eq=False)
-class Contents:
-    """What a memory's folder holds. Read from disk, keys and index are mapped.
-
-    keys (M,D); columns: names, sources, images; chosen: somebody chose the kind of index; manifest: its text, once on disk.
-    """
-
-    keys: np.ndarray
-    columns: dict[str, list[str]]
-    encoder: str
-    index: ApproximateIndex | None = None
-    chosen: bool = False
-    manifest: str = ""
 
 
 def write_memory(folder: Path, contents: Contents, known: Contents | None) -> str:
@@ -81,12 +57,13 @@ def _write_parts(folder: Path, contents: Contents, known: Contents | None) -> st
     parts = {f"keys-{mark}.safetensors": partial(_put_keys, contents.keys), f"names-{mark}.json": partial(_put_names, contents)}
     if contents.index is not None:
         parts[f"index-{mark}.faiss"] = contents.index.write
-    parts = {name: put for name, put in parts.items() if not any(n.startswith(name[:5]) for n in files)}
+    kept = {name.split("-")[0] for name in files}
+    parts = {name: put for name, put in parts.items() if name.split("-")[0] not in kept}
     temporary = f"manifest-{mark}.tmp"
     try:
         for name, content in parts.items():
             files[name] = _write(folder / name, content)
-        text = json.dumps(_manifest(contents, files), indent=1) + "\n"
+        text = json.dumps(manifest_of(contents, files), indent=1) + "\n"
         _write(folder / temporary, lambda put: put(text.encode()))
         _sync(folder)
         os.replace(folder / temporary, folder / "manifest.json")
@@ -104,29 +81,11 @@ def _unchanged(folder: Path, contents: Contents, known: Contents | None) -> dict
     """Those of the known files that hold what is to be written, with what the manifest tells of them."""
     if known is None:
         return {}
-    same = [] if contents.keys is not known.keys or contents.keys.flags.writeable else ["keys-"]
-    if contents.index is not None and known.index is not None and contents.index.faiss is known.index.faiss:
-        same.append("index")
+    keys = contents.keys is known.keys and not contents.keys.flags.writeable
+    index = None not in (contents.index, known.index) and contents.index.faiss is known.index.faiss
+    same = {"keys": keys, "index": index, "names": False}
     files = json.loads(known.manifest)["files"]
-    return {name: told for name, told in files.items() if name[:5] in same and (folder / name).exists()}
-
-
-def _manifest(contents: Contents, files: dict[str, dict]) -> dict:
-    index = contents.index
-    told = {
-        "format": FORMATS[index is not None],  # older programs refuse an index in one line, and still read a flat memory
-        "encoder": contents.encoder,
-        "entries": len(contents.keys),
-        "names": len(set(contents.columns["names"])),
-        "dim": int(contents.keys.shape[1]),
-        "dtype": str(contents.keys.dtype),
-        "index": IndexKind.flat if index is None else index.kind,
-    }
-    if index is not None:
-        told |= {"search": index.settings, "indexed": index.faiss.ntotal}
-    if contents.chosen:
-        told["chosen"] = True
-    return told | {"files": files}
+    return {name: told for name, told in files.items() if same[name.split("-")[0]] and (folder / name).exists()}
 
 
 def _put_keys(keys: np.ndarray, put: Put) -> None:
@@ -174,13 +133,14 @@ def read_memory(folder: Path, encoder: str | None, verify: bool, index: bool = T
             return _read_parts(folder, text, encoder, verify, index)
         except FileNotFoundError as error:
             if text == _manifest_text(folder):  # else a writer replaced the files after the manifest was read
-                raise MemoryFormatError(f"{folder}: {Path(error.filename).name} is missing; restore the folder") from None
+                path = Path(error.filename)
+                raise MemoryFormatError(f"{folder}: {path.name} is missing; {_remedy(path)}") from None
         except OSError as error:
             raise MemoryFormatError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool, index: bool) -> Contents:
-    manifest, files = _parse_manifest(folder, text)
+    manifest, files = parse_manifest(folder, text)
     made_by = manifest["encoder"]
     if encoder is not None and made_by != encoder:
         raise MemoryFormatError(f"{folder} was made by encoder {made_by}, this model is {encoder}: rebuild it with this model")
@@ -190,30 +150,34 @@ def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool, inde
     told, found = (manifest["entries"], manifest["dim"], manifest["dtype"]), (*keys.shape, str(keys.dtype))
     if told != found:
         raise MemoryFormatError(f"{folder}: the manifest says {told}, the keys are {found}; restore the folder")
-    try:
-        columns = json.loads(files["names"].read_bytes())
-        lists, gone = {c: columns[c] for c in COLUMNS}, columns.get("removed", [])
-        complete = all(isinstance(x, list) and len(x) == len(keys) and set(map(type, x)) <= {str} for x in lists.values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        complete = False
-    if not complete:
-        raise MemoryFormatError(f"{files['names']} does not hold a name, source and image for each of {len(keys)} keys")
-    if "index" not in files or not index:
-        return Contents(keys, lists, made_by, None, manifest["chosen"], text)
-    mapped = _read_index(files["index"], manifest, gone, verify)
+    lists, gone = _read_names(files["names"], len(keys))
+    if "index" in files and not index:
+        return Contents(keys, lists, made_by, manifest=text)
+    mapped = _read_index(files["index"], manifest, gone, verify) if "index" in files else None
     return Contents(keys, lists, made_by, mapped, manifest["chosen"], text)
 
 
+def _read_names(path: Path, count: int) -> tuple[dict[str, list[str]], list[int]]:
+    """The columns, and the entries of the index that are gone."""
+    try:
+        columns = json.loads(path.read_bytes())
+        lists = {column: columns[column] for column in COLUMNS}
+        if all(isinstance(x, list) and len(x) == count and set(map(type, x)) <= {str} for x in lists.values()):
+            return lists, columns.get("removed", [])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise MemoryFormatError(f"{path} does not hold a name, source and image for each of {count} keys")
+
+
 def _read_index(path: Path, manifest: dict, removed: list[int], verify: bool) -> ApproximateIndex:
-    remedy = f"`evcap memory index --memory {path.parent}` builds it anew"
-    _check_file(path, manifest, verify, remedy)
+    _check_file(path, manifest, verify)
     shape, entries = (manifest["indexed"], manifest["dim"]), manifest["entries"]
     try:
         index = map_index(path, IndexKind(manifest["index"]), manifest["search"], removed, shape)
         if index.entries > entries:
             raise ValueError(f"it answers for {index.entries} entries of {entries}")
     except (ValueError, TypeError) as error:
-        raise MemoryFormatError(f"{path} is not the index of these keys ({error}); {remedy}") from None
+        raise MemoryFormatError(f"{path} is not the index of these keys ({error}); {_remedy(path)}") from None
     return index
 
 
@@ -250,40 +214,21 @@ def _manifest_text(folder: Path) -> str:
         raise MemoryFormatError(f"cannot read {folder}/manifest.json: {error}") from None
 
 
-def _parse_manifest(folder: Path, text: str) -> tuple[dict, dict[str, Path]]:
-    """The checked manifest, and the paths of "keys", "names" and, where there is one, "index"."""
-    try:
-        manifest = json.loads(text)
-        if manifest["format"] not in FORMATS:
-            read = " and ".join(map(str, FORMATS))
-            raise MemoryFormatError(f"{folder} has format {manifest['format']}, this evcap reads {read}: update evcap")
-        kind, indexed = IndexKind(manifest["index"]), manifest["format"] == FORMATS[1]
-        told = isinstance(manifest["encoder"], str) and isinstance(manifest.setdefault("chosen", False), bool)
-        if not told or (kind != IndexKind.flat) != indexed:
-            raise ValueError
-        names = [n for n in manifest["files"] if OWN_FILE.fullmatch(n) and {"sha256", "bytes"} <= set(manifest["files"][n])]
-        parts = ["keys", "names", *(["index"] if indexed else [])]
-        files = {part: folder / next(n for n in names if n.startswith(f"{part}-")) for part in parts}
-        numbers = [manifest["entries"], manifest["dim"], *([manifest["indexed"]] if indexed else [])]
-        settings = manifest["search"] if indexed else {}
-        known = settings.keys() == SETTINGS[kind].keys() and all(type(v) is int and 0 < v < 2**31 for v in settings.values())
-        if not (known and all(isinstance(n, int) for n in numbers) and manifest["dtype"] in ("float16", "float32")):
-            raise ValueError
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
-        raise MemoryFormatError(f"{folder}/manifest.json is damaged; restore the folder") from None
-    return manifest, files
+def _remedy(path: Path) -> str:
+    index = path.name.startswith("index-")
+    return f"`evcap memory index --memory {path.parent}` builds it anew" if index else "restore the folder"
 
 
-def _check_file(path: Path, manifest: dict, hashed: bool, remedy: str = "restore the folder") -> None:
+def _check_file(path: Path, manifest: dict, hashed: bool) -> None:
     """Its size, and its SHA-256 if `hashed` or small."""
     told, size = manifest["files"][path.name], path.stat().st_size
     if size != told["bytes"]:
-        raise MemoryFormatError(f"{path} has {size} bytes, the manifest says {told['bytes']}; {remedy}")
+        raise MemoryFormatError(f"{path} has {size} bytes, the manifest says {told['bytes']}; {_remedy(path)}")
     if hashed or size <= ALWAYS_HASHED:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != told["sha256"]:
-            raise MemoryFormatError(f"{path} is damaged (its SHA-256 is not the manifest's); {remedy}")
+            raise MemoryFormatError(f"{path} is damaged (its SHA-256 is not the manifest's); {_remedy(path)}")
 
 
 def _map_keys(path: Path) -> np.ndarray:
