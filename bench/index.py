@@ -44,9 +44,9 @@ from evcap.memory import VisualNameMemory
 WIDTH = 768
 TRIED = {  # settings beside the shipped ones
     IndexKind.flat: [],
-    IndexKind.ivf: [{"nprobe": n} for n in (8, 16, 32, 64, 1024)],
-    IndexKind.hnsw: [{"efSearch": n} for n in (64, 128, 512, 1024)],
-    IndexKind.ivf_pq: [{"nprobe": n, "rerank": r} for n, r in ((16, 20), (32, 20), (64, 20), (160, 4), (1024, 20))],
+    IndexKind.ivf: [{"nprobe": n} for n in (16, 32, 64, 1024)],
+    IndexKind.hnsw: [{"efSearch": n} for n in (256, 512, 1024)],
+    IndexKind.ivf_pq: [{"nprobe": n, "rerank": r} for n, r in ((32, 20), (64, 20), (160, 4))],
 }
 FEW = 320  # queries of each set for a setting that is tried
 TURNS = 5

@@ -22,7 +22,7 @@ IVF_UP_TO = 500_000  # ivf needs main memory for all keys while it is built, ivf
 SETTINGS = {  # those that find the nearest key of 95 in 100 real queries and noisy copies of keys (cosine 0.8), or more
     IndexKind.flat: {},
     IndexKind.ivf: {"nprobe": 160},
-    IndexKind.hnsw: {"efSearch": 256},
+    IndexKind.hnsw: {"efSearch": 2048},
     IndexKind.ivf_pq: {"nprobe": 160, "rerank": 20},
 }
 

@@ -71,7 +71,7 @@ def test_memory_index(photos, fake):
     assert "index     flat\n" in run("memory", "info", "--memory", "m").stdout
     shown = alone("memory", "index", "--kind", "hnsw", "--memory", "m")
     assert shown.stdout == "m now has index hnsw over 1,200 entries of 50 names\nFalse\n" and shown.stderr == ""
-    assert "index     hnsw, efSearch 256, chosen\n" in run("memory", "info", "--memory", "m").stdout
+    assert "index     hnsw, efSearch 2048, chosen\n" in run("memory", "info", "--memory", "m").stdout
     run("memory", "remove", "n1", "--memory", "m")
     run("memory", "export", "copy", "--memory", "m")
     for folder in ("m", "copy"):
