@@ -187,7 +187,10 @@ def search(folder: Path, queries: dict[str, np.ndarray], best: dict[str, np.ndar
 def alone(function: Callable, *arguments):
     """The result of a function that runs in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        result = pool.apply(function, arguments)
+        pool.close()  # else it is ended by a signal, and complains
+        pool.join()
+    return result
 
 
 def show(figures: dict, console: Console) -> None:
