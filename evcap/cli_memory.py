@@ -14,6 +14,7 @@ import typer
 import evcap
 from evcap.console import Progress, answers, command, report
 from evcap.errors import EvcapError
+from evcap.index_kind import IndexKind
 
 if TYPE_CHECKING:
     from evcap.memory import VisualNameMemory
@@ -76,6 +77,9 @@ def info(memory: Which = None) -> None:
     typer.echo(f"folder    {folder}")
     typer.echo(f"entries   {_size(opened)}" + (f", {min(counts)} to {max(counts)} a name" if counts else ""))
     typer.echo(f"keys      {width} x {opened.keys.dtype}, unit length")
+    settings = "".join(f", {name} {value}" for name, value in manifest.get("search", {}).items())
+    chosen = ", chosen" if manifest.get("chosen") else ""
+    typer.echo(f"index     {opened.kind}{settings}{chosen}")
     typer.echo(f"encoder   {opened.encoder}")
     typer.echo(f"format    {manifest.get('format', '?')}")
     typer.echo(f"on disk   {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.2f} MB")
@@ -100,18 +104,17 @@ def search(
     preset: Preset = "embedded",
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
-    import numpy as np
-
     from evcap.images import open_image
 
     picture = open_image(image)
     captioner = evcap.load(preset, memory)
     found = captioner.memory
-    similarity = np.asarray(found.keys, np.float32) @ captioner.keys([picture])[0]
+    similarities, entries = found.nearest(captioner.keys([picture]), min(limit, len(found)))
     typer.echo("similarity  name (source, image)")
-    for entry in np.argsort(-similarity, kind="stable")[:limit]:
-        where = f"{found.sources[entry]}, {found.images[entry]}"
-        typer.echo(f"{similarity[entry]:10.3f}  {found.names[entry]} ({where})")
+    for similarity, entry in zip(similarities[0], entries[0], strict=True):
+        if entry >= 0:
+            where = f"{found.sources[entry]}, {found.images[entry]}"
+            typer.echo(f"{similarity:10.3f}  {found.names[entry]} ({where})")
 
 
 @memory_app.command("add")
@@ -212,6 +215,23 @@ def merge(
     count = edited.merge(_open(other))
     edited.save(folder)
     typer.echo(f"merged {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
+
+
+@memory_app.command("index")
+@command
+def index(
+    kind: Annotated[IndexKind | None, typer.Option(help="Kind of index to keep; without it the one for the size.")] = None,
+    memory: Edited = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Build the index of a memory anew: flat compares all keys, the others pass most by, which pays when there are many."""
+    from evcap.memory import VisualNameMemory
+
+    folder = _to_edit(memory)
+    edited = VisualNameMemory.open(folder, index=False)  # a damaged index is no obstacle
+    edited.reindex(kind, quiet)
+    edited.save(folder, quiet)
+    typer.echo(f"{folder} now has index {edited.kind} over {_size(edited)}")
 
 
 @memory_app.command("export")

@@ -7,16 +7,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.memory_files import MemoryFormatError, read_memory, write_memory
+from evcap.index import CHUNK, ApproximateIndex, build_index, on_gpus
+from evcap.index_kind import FEWEST, IndexKind, kind_for
+from evcap.memory_files import read_memory, write_memory
+from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
 from evcap.vocabulary import clean_name
 
-CHUNK = 65536  # keys that become float32 at once while the index is filled
 BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
 BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
 
@@ -43,11 +45,14 @@ def _unit(keys) -> np.ndarray:
     keys = _array(keys)
     if keys.ndim != 2 or not np.issubdtype(keys.dtype, np.floating):
         raise EvcapError(f"keys must be a floating array (M,D), got {keys.dtype} {keys.shape}")
-    wide = keys.astype(np.float32)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    if not np.isfinite(length).all() or (length == 0).any():
-        raise EvcapError("a key is zero or not finite; such a picture cannot be found again")
-    return (wide / length).astype(keys.dtype if keys.dtype in (np.float16, np.float32) else np.float32)
+    unit = np.empty(keys.shape, keys.dtype if keys.dtype in (np.float16, np.float32) else np.float32)
+    for start in range(0, len(keys), CHUNK):
+        wide = keys[start : start + CHUNK].astype(np.float32)
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        if not np.isfinite(length).all() or (length == 0).any():
+            raise EvcapError("a key is zero or not finite; such a picture cannot be found again")
+        unit[start : start + CHUNK] = wide / length
+    return unit
 
 
 def checked_name(name: str) -> str:
@@ -65,8 +70,10 @@ class VisualNameMemory:
         self.keys, self.encoder = keys, encoder
         self.names, self.sources, self.images = list(names), list(sources), list(images)  # own: two may share a source
         self._index = None
+        self._approximate: ApproximateIndex | None = None  # over the first entries of a large memory
+        self._chosen = False  # somebody chose the kind of index
         self._room: np.ndarray | None = None  # of which keys are the first rows, once entries were added
-        self._opened_from: tuple[Path, str] | None = None  # folder and manifest text, to notice another writer
+        self._opened_from: tuple[Path, Contents] | None = None  # to notice another writer, and what has not changed
 
     @classmethod
     def build(cls, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str], encoder: str):
@@ -116,7 +123,7 @@ class VisualNameMemory:
             return [[] for _ in range(batch)]
         flat = queries.reshape(-1, dim)
         flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-        similarity, entry = self.index.search(flat, wanted)
+        similarity, entry = self.nearest(flat, wanted)
         similarity, entry = (x.reshape(batch, count, wanted) for x in (similarity, entry))
         results = []
         for b in range(batch):
@@ -140,18 +147,55 @@ class VisualNameMemory:
                 places.setdefault(image, set()).add(place)
         return [places.get(image, set()) for image in images]
 
+    def nearest(self, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities (n,hits) float32 and entries (n,hits) int64 of queries (n,D) float32 of unit length, best first.
+
+        Entry -1: an approximate index found no more. Those of a flat memory are exact.
+        """
+        if self._approximate is None:
+            return self.index.search(queries, hits)
+        similarity, entry = self._approximate.search(queries, hits, self.keys)
+        if len(self) == self._approximate.entries:
+            return similarity, entry
+        added, place = self.index.search(queries, min(hits, self.index.ntotal))
+        place = np.where(place < 0, -1, place + self._approximate.entries)
+        similarity, entry = np.concatenate([similarity, added], axis=1), np.concatenate([entry, place], axis=1)
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
+        return np.take_along_axis(similarity, best, 1), np.take_along_axis(entry, best, 1)
+
     @property
     def index(self):
-        """Exact inner-product index over the keys (faiss.IndexFlatIP), made at the first search."""
+        """Exact inner-product index (faiss.IndexFlatIP), made at the first search, over the keys that no other index has."""
         if self._index is None:
             import faiss
 
             faiss.cvar.distance_compute_blas_threshold = BLAS_FROM  # of the whole process: an index has no such setting
             faiss.cvar.distance_compute_blas_database_bs = BLAS_KEYS
-            self._index = faiss.IndexFlatIP(self.keys.shape[1])
-            for start in range(0, len(self), CHUNK):
+            self._index = on_gpus(faiss.IndexFlatIP(self.keys.shape[1]))
+            for start in range(self._approximate.entries if self._approximate else 0, len(self), CHUNK):
                 self._index.add(np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32))
         return self._index
+
+    @property
+    def kind(self) -> IndexKind:
+        """How the keys are searched."""
+        return self._approximate.kind if self._approximate else IndexKind.flat
+
+    def reindex(self, kind: IndexKind | None = None, quiet: bool = False) -> None:
+        """Build the index anew: of a kind that edits then keep, or of the one for so many entries. save() makes it last.
+
+        Takes minutes for a million keys; a bar shows on a terminal unless `quiet`. Raises EvcapError for too few entries.
+        """
+        chosen, kind = kind is not None, kind or kind_for(len(self))
+        self._approximate = None if kind == IndexKind.flat else build_index(self.keys, kind, quiet)
+        self._chosen, self._index = chosen, None
+
+    def _reindex_if_due(self, quiet: bool) -> None:
+        kept = self._chosen and (self.kind == IndexKind.flat or len(self) >= FEWEST)
+        kind = self.kind if kept else kind_for(len(self))
+        if kind != self.kind or (self._approximate and self._approximate.stale(len(self))):
+            self.reindex(kind, quiet)
+        self._chosen = kept
 
     # -- edits: in memory; save() makes them last
 
@@ -163,7 +207,7 @@ class VisualNameMemory:
         if keys.shape[1] != self.keys.shape[1]:
             raise EvcapError(f"keys are {keys.shape[1]} wide, this memory's are {self.keys.shape[1]}")
         cleaned = [checked_name(name) for name in names]
-        keys = keys.astype(self.keys.dtype)
+        keys = keys.astype(self.keys.dtype, copy=False)
         if self._index is not None:
             self._index.add(keys.astype(np.float32))
         self._append(keys)
@@ -183,14 +227,16 @@ class VisualNameMemory:
     def remove(self, name: str) -> int:
         """Drop all entries of a name; returns how many. Raises EvcapError, with the names that come near, for none."""
         name = self._present(name)
-        stay = [i for i, n in enumerate(self.names) if n != name]
-        removed = len(self) - len(stay)
+        gone = np.array([n == name for n in self.names])
+        stay = np.flatnonzero(~gone).tolist()
+        if self._approximate is not None:
+            self._approximate = self._approximate.without(np.flatnonzero(gone[: self._approximate.entries]))
         self.keys = self.keys[stay]
-        for column in ("names", "sources", "images"):
+        for column in COLUMNS:
             values = getattr(self, column)
             setattr(self, column, [values[i] for i in stay])
         self._index = None
-        return removed
+        return int(gone.sum())
 
     def rename(self, old: str, new: str) -> int:
         """Give all entries of `old` the name `new`, joining it if it exists; returns how many. Raises if there is none."""
@@ -220,28 +266,33 @@ class VisualNameMemory:
 
     # -- on disk
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, quiet: bool = False) -> None:
         """Write to `folder`, new or replacing the memory there at one stroke.
 
-        Raises EvcapError when the folder cannot be written, or when another process changed it since it was opened.
+        Builds an index of the kind for the size, or of the chosen one, where there is none or too much has changed; a bar
+        shows on a terminal unless `quiet`. Raises EvcapError when the folder cannot be written, or when another process
+        changed it since it was opened.
         """
         folder = Path(folder)
-        columns = {"names": self.names, "sources": self.sources, "images": self.images}
+        self._reindex_if_due(quiet)
+        columns = {column: getattr(self, column) for column in COLUMNS}
+        contents = Contents(self.keys, columns, self.encoder, self._approximate, self._chosen)
         known = self._opened_from[1] if self._opened_from and self._opened_from[0] == folder.resolve() else None
-        manifest = write_memory(folder, self.keys, columns, self.encoder, known)
-        self._opened_from = (folder.resolve(), manifest)
+        manifest = write_memory(folder, contents, known)
+        self._opened_from = (folder.resolve(), replace(contents, columns={}, manifest=manifest))
 
     @classmethod
-    def open(cls, folder: str | Path, encoder: str | None = None, verify: bool = False) -> VisualNameMemory:
-        """Open a memory; keys stay on disk until searched. `encoder`: refuse a memory made by another one.
+    def open(cls, folder: str | Path, encoder: str | None = None, verify: bool = False, index: bool = True) -> VisualNameMemory:
+        """Open a memory; keys and index stay on disk until searched. `encoder`: refuse a memory made by another one.
 
-        verify: hash the keys whatever their size. Raises MemoryFormatError with one line when the folder is no memory, is
-        damaged, or belongs to another encoder.
+        verify: hash all files whatever their size. index: without it the index is left aside, to build it anew. Raises
+        MemoryFormatError with one line when the folder is no memory, is damaged, or belongs to another encoder.
         """
         folder = Path(folder)
-        keys, columns, made_by, manifest = read_memory(folder, encoder, verify)
-        memory = cls(keys, columns["names"], columns["sources"], columns["images"], made_by)
-        memory._opened_from = (folder.resolve(), manifest)
+        contents = read_memory(folder, encoder, verify, index)
+        memory = cls(contents.keys, *(contents.columns[column] for column in COLUMNS), contents.encoder)
+        memory._approximate, memory._chosen = contents.index, contents.chosen
+        memory._opened_from = (folder.resolve(), replace(contents, columns={}))
         return memory
 
 

@@ -3,8 +3,9 @@
     manifest.json               format, encoder fingerprint, counts, key type; name, size and SHA-256 of the other files
     keys-XXXXXXXX.safetensors   tensor "keys" (M,D), float16 or float32, rows of unit length
     names-XXXXXXXX.json         name, source and image of each entry
+    index-XXXXXXXX.faiss        the index of a large memory, see evcap.index; absent where every search compares all keys
 
-A save writes a new pair of keys and names and then replaces the manifest, the one file that decides which pair counts: a
+A save writes new files for what has changed and then replaces the manifest, the one file that decides which files count: a
 process killed at any moment leaves the old memory or the new one. Its other file, .lock, is what writers wait for.
 """
 
@@ -15,63 +16,55 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from evcap.errors import EvcapError
+from evcap.index import CHUNK, ApproximateIndex, map_index
+from evcap.index_kind import IndexKind
+from evcap.memory_manifest import COLUMNS, OWN_FILE, Contents, MemoryFormatError, manifest_of, parse_manifest
 
-FORMAT = 1
-ALWAYS_HASHED = 64 * 2**20  # bytes; larger key files are hashed on request only, to open in well under a second
-OWN_FILE = re.compile(r"keys-[0-9a-f]{8}\.safetensors|names-[0-9a-f]{8}\.json|manifest-[0-9a-f]{8}\.tmp")
+ALWAYS_HASHED = 64 * 2**20  # bytes; larger keys and indexes are hashed on request only, to open in well under a second
+
+Put = Callable[[bytes], object]  # takes a block of a file that is being written
 
 
-class MemoryFormatError(EvcapError):
-    """A folder that is no memory, is damaged, or belongs to another encoder."""
+def write_memory(folder: Path, contents: Contents, known: Contents | None) -> str:
+    """Write what has changed since `known`, which was read from this folder; returns the manifest's text.
 
-
-def write_memory(folder: Path, keys: np.ndarray, columns: dict[str, list[str]], encoder: str, known: str | None) -> str:
-    """Write keys (M,D) and the columns names, sources, images; returns the manifest's text.
-
-    known: the manifest this memory was opened from; if the folder now holds another one, EvcapError is raised, as it is
-    when the folder cannot be written. What was there is kept in both cases.
+    Raises EvcapError if the folder holds another manifest than the known one, or cannot be written. What was there is kept
+    in both cases.
     """
     try:
         with _lock(folder):
             manifest = folder / "manifest.json"
-            if known is not None and manifest.exists() and manifest.read_bytes() != known.encode():
+            if not manifest.exists():
+                known = None
+            if known is not None and manifest.read_bytes() != known.manifest.encode():
                 raise EvcapError(f"{folder} was changed by another process meanwhile; open it again and repeat the edit")
-            return _write_parts(folder, keys, columns, encoder)
+            return _write_parts(folder, contents, known)
     except OSError as error:
         raise EvcapError(f"cannot save the memory to {folder}: {error.strerror or error}; what was there is kept") from None
 
 
-def _write_parts(folder: Path, keys: np.ndarray, columns: dict[str, list[str]], encoder: str) -> str:
-    from safetensors.numpy import save
-
-    mark = secrets.token_hex(4)
-    parts = {
-        f"keys-{mark}.safetensors": save({"keys": np.ascontiguousarray(keys)}),
-        f"names-{mark}.json": json.dumps(columns).encode(),
-    }
-    manifest = {
-        "format": FORMAT,
-        "encoder": encoder,
-        "entries": len(keys),
-        "names": len(set(columns["names"])),
-        "dim": int(keys.shape[1]),
-        "dtype": str(keys.dtype),
-        "index": "flat",
-        "files": {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in parts.items()},
-    }
-    text = json.dumps(manifest, indent=1) + "\n"
+def _write_parts(folder: Path, contents: Contents, known: Contents | None) -> str:
+    mark, text = secrets.token_hex(4), ""
+    files = _unchanged(folder, contents, known)
+    parts = {f"keys-{mark}.safetensors": partial(_put_keys, contents.keys), f"names-{mark}.json": partial(_put_names, contents)}
+    if contents.index is not None:
+        parts[f"index-{mark}.faiss"] = contents.index.write
+    kept = {name.split("-")[0] for name in files}
+    parts = {name: put for name, put in parts.items() if name.split("-")[0] not in kept}
     temporary = f"manifest-{mark}.tmp"
     try:
-        for name, content in (parts | {temporary: text.encode()}).items():
-            _write(folder / name, content)
+        for name, content in parts.items():
+            files[name] = _write(folder / name, content)
+        text = json.dumps(manifest_of(contents, files), indent=1) + "\n"
+        _write(folder / temporary, lambda put: put(text.encode()))
         _sync(folder)
         os.replace(folder / temporary, folder / "manifest.json")
     except BaseException:
@@ -79,9 +72,36 @@ def _write_parts(folder: Path, keys: np.ndarray, columns: dict[str, list[str]], 
             _delete(folder / name for name in (*parts, temporary))
         raise
     _sync(folder)
-    # the pair before this one, and what killed saves left
-    _delete(path for path in list(folder.iterdir()) if OWN_FILE.fullmatch(path.name) and path.name not in parts)
+    # the files before these, and what killed saves left
+    _delete(path for path in list(folder.iterdir()) if OWN_FILE.fullmatch(path.name) and path.name not in files)
     return text
+
+
+def _unchanged(folder: Path, contents: Contents, known: Contents | None) -> dict[str, dict]:
+    """Those of the known files that hold what is to be written, with what the manifest tells of them."""
+    if known is None:
+        return {}
+    keys = contents.keys is known.keys and not contents.keys.flags.writeable
+    index = None not in (contents.index, known.index) and contents.index.faiss is known.index.faiss
+    same = {"keys": keys, "index": index, "names": False}
+    files = json.loads(known.manifest)["files"]
+    return {name: told for name, told in files.items() if same[name.split("-")[0]] and (folder / name).exists()}
+
+
+def _put_keys(keys: np.ndarray, put: Put) -> None:
+    """A safetensors file of one tensor. The library's would pass under a name that no later save knows for its own."""
+    dtype = {"float16": "F16", "float32": "F32"}[str(keys.dtype)]
+    told = {"dtype": dtype, "shape": keys.shape, "data_offsets": [0, keys.nbytes]}
+    header = json.dumps({"keys": told}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    put(len(header).to_bytes(8, "little") + header)
+    for start in range(0, len(keys), CHUNK):
+        put(np.ascontiguousarray(keys[start : start + CHUNK]).data.cast("B"))
+
+
+def _put_names(contents: Contents, put: Put) -> None:
+    gone = contents.index.removed.tolist() if contents.index is not None else []
+    put(json.dumps(contents.columns | ({"removed": gone} if gone else {})).encode())
 
 
 def _holds(folder: Path, text: str) -> bool:
@@ -105,39 +125,60 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def read_memory(folder: Path, encoder: str | None, verify: bool) -> tuple[np.ndarray, dict[str, list[str]], str, str]:
-    """Mapped keys (M,D), columns, the encoder's fingerprint and the manifest's text. Raises MemoryFormatError."""
+def read_memory(folder: Path, encoder: str | None, verify: bool, index: bool = True) -> Contents:
+    """What a folder holds; without its index if not `index`. Raises MemoryFormatError."""
     while True:
         text = _manifest_text(folder)
         try:
-            return _read_parts(folder, text, encoder, verify)
+            return _read_parts(folder, text, encoder, verify, index)
         except FileNotFoundError as error:
-            if text == _manifest_text(folder):  # else a writer replaced the pair after the manifest was read
-                raise MemoryFormatError(f"{folder}: {Path(error.filename).name} is missing; restore the folder") from None
+            if text == _manifest_text(folder):  # else a writer replaced the files after the manifest was read
+                path = Path(error.filename)
+                raise MemoryFormatError(f"{folder}: {path.name} is missing; {_remedy(path)}") from None
         except OSError as error:
             raise MemoryFormatError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
-def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool):
-    manifest, keys_file, names_file = _parse_manifest(folder, text)
+def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool, index: bool) -> Contents:
+    manifest, files = parse_manifest(folder, text)
     made_by = manifest["encoder"]
     if encoder is not None and made_by != encoder:
         raise MemoryFormatError(f"{folder} was made by encoder {made_by}, this model is {encoder}: rebuild it with this model")
-    _check_file(names_file, manifest, True)
-    _check_file(keys_file, manifest, verify or keys_file.stat().st_size <= ALWAYS_HASHED)
-    keys = _map_keys(keys_file)
+    _check_file(files["names"], manifest, True)
+    _check_file(files["keys"], manifest, verify)
+    keys = _map_keys(files["keys"])
     told, found = (manifest["entries"], manifest["dim"], manifest["dtype"]), (*keys.shape, str(keys.dtype))
     if told != found:
         raise MemoryFormatError(f"{folder}: the manifest says {told}, the keys are {found}; restore the folder")
+    lists, gone = _read_names(files["names"], len(keys))
+    if "index" in files and not index:
+        return Contents(keys, lists, made_by, manifest=text)
+    mapped = _read_index(files["index"], manifest, gone, verify) if "index" in files else None
+    return Contents(keys, lists, made_by, mapped, manifest["chosen"], text)
+
+
+def _read_names(path: Path, count: int) -> tuple[dict[str, list[str]], list[int]]:
+    """The columns, and the entries of the index that are gone."""
     try:
-        columns = json.loads(names_file.read_bytes())
-        lists = [columns[c] for c in ("names", "sources", "images")]
-        complete = all(isinstance(x, list) and len(x) == len(keys) and set(map(type, x)) <= {str} for x in lists)
+        columns = json.loads(path.read_bytes())
+        lists = {column: columns[column] for column in COLUMNS}
+        if all(isinstance(x, list) and len(x) == count and set(map(type, x)) <= {str} for x in lists.values()):
+            return lists, columns.get("removed", [])
     except (ValueError, LookupError, TypeError, RecursionError):
-        complete = False
-    if not complete:
-        raise MemoryFormatError(f"{names_file} does not hold a name, source and image for each of {len(keys)} keys")
-    return keys, columns, made_by, text
+        pass
+    raise MemoryFormatError(f"{path} does not hold a name, source and image for each of {count} keys")
+
+
+def _read_index(path: Path, manifest: dict, removed: list[int], verify: bool) -> ApproximateIndex:
+    _check_file(path, manifest, verify)
+    shape, entries = (manifest["indexed"], manifest["dim"]), manifest["entries"]
+    try:
+        index = map_index(path, IndexKind(manifest["index"]), manifest["search"], removed, shape)
+        if index.entries > entries:
+            raise ValueError(f"it answers for {index.entries} entries of {entries}")
+    except (ValueError, TypeError) as error:
+        raise MemoryFormatError(f"{path} is not the index of these keys ({error}); {_remedy(path)}") from None
+    return index
 
 
 @contextlib.contextmanager
@@ -148,11 +189,19 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: Callable[[Put], object]) -> dict:
+    """Write what `content` puts, a block at a time; returns what the manifest tells of the file."""
+    digest = hashlib.sha256()
+
+    def put(block: bytes) -> None:
+        digest.update(block)
+        file.write(block)
+
     with path.open("wb") as file:
-        file.write(content)
+        content(put)
         file.flush()
         os.fsync(file.fileno())
+        return {"sha256": digest.hexdigest(), "bytes": file.tell()}
 
 
 def _manifest_text(folder: Path) -> str:
@@ -165,33 +214,21 @@ def _manifest_text(folder: Path) -> str:
         raise MemoryFormatError(f"cannot read {folder}/manifest.json: {error}") from None
 
 
-def _parse_manifest(folder: Path, text: str) -> tuple[dict, Path, Path]:
-    try:
-        manifest = json.loads(text)
-        if manifest["format"] != FORMAT:
-            raise MemoryFormatError(f"{folder} has format {manifest['format']}, this evcap reads {FORMAT}: update evcap")
-        if manifest["index"] != "flat" or not isinstance(manifest["encoder"], str):
-            raise ValueError
-        names = [n for n in manifest["files"] if OWN_FILE.fullmatch(n) and {"sha256", "bytes"} <= set(manifest["files"][n])]
-        keys_file = next(n for n in names if n.startswith("keys-"))
-        names_file = next(n for n in names if n.startswith("names-"))
-        entries, dim, dtype = manifest["entries"], manifest["dim"], manifest["dtype"]
-        if not (isinstance(entries, int) and isinstance(dim, int) and dtype in ("float16", "float32")):
-            raise ValueError
-    except (ValueError, LookupError, TypeError, StopIteration, RecursionError):
-        raise MemoryFormatError(f"{folder}/manifest.json is damaged; restore the folder") from None
-    return manifest, folder / keys_file, folder / names_file
+def _remedy(path: Path) -> str:
+    index = path.name.startswith("index-")
+    return f"`evcap memory index --memory {path.parent}` builds it anew" if index else "restore the folder"
 
 
 def _check_file(path: Path, manifest: dict, hashed: bool) -> None:
-    told = manifest["files"][path.name]
-    if path.stat().st_size != told["bytes"]:
-        raise MemoryFormatError(f"{path} has {path.stat().st_size} bytes, the manifest says {told['bytes']}; restore it")
-    if hashed:
+    """Its size, and its SHA-256 if `hashed` or small."""
+    told, size = manifest["files"][path.name], path.stat().st_size
+    if size != told["bytes"]:
+        raise MemoryFormatError(f"{path} has {size} bytes, the manifest says {told['bytes']}; {_remedy(path)}")
+    if hashed or size <= ALWAYS_HASHED:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != told["sha256"]:
-            raise MemoryFormatError(f"{path} is damaged (its SHA-256 is not the manifest's); restore the folder")
+            raise MemoryFormatError(f"{path} is damaged (its SHA-256 is not the manifest's); {_remedy(path)}")
 
 
 def _map_keys(path: Path) -> np.ndarray:

@@ -30,6 +30,14 @@ def loads_memory(monkeypatch):
     monkeypatch.setattr(evcap, "load", lambda preset, memory: FakeCaptioner(VisualNameMemory.open(memory, "fake")))
 
 
+def alone(*words: str) -> subprocess.CompletedProcess:
+    """A command in its own process, which says at the end whether torch was imported."""
+    edit = f"app({list(words)}, standalone_mode=False)"
+    program = f"import sys; from evcap.cli import app; {edit}; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+
+
 def listed(folder) -> dict[str, int]:
     lines = run("memory", "list", "--memory", folder, "--format", "jsonl").stdout
     return {row["name"]: row["entries"] for row in jsonl(lines)}
@@ -52,6 +60,34 @@ def test_memory_edits(memory):
     run("memory", "export", "bare", "--memory", memory, "--empty")
     assert listed("bare") == {}
     assert "0 entries" in run("memory", "info", "--memory", "bare").stdout
+
+
+def test_memory_index(photos, fake):
+    from evcap.memory import VisualNameMemory
+
+    draw = np.random.default_rng(0)
+    names, images = [f"n{i % 50}" for i in range(1200)], [f"{i}.jpg" for i in range(1200)]
+    VisualNameMemory.build(draw.normal(size=(1200, 16)), names, ["s"] * 1200, images, "fake").save("m")
+    assert "index     flat\n" in run("memory", "info", "--memory", "m").stdout
+    shown = alone("memory", "index", "--kind", "hnsw", "--memory", "m")
+    assert shown.stdout == "m now has index hnsw over 1,200 entries of 50 names\nFalse\n" and shown.stderr == ""
+    assert "index     hnsw, efSearch 2048, chosen\n" in run("memory", "info", "--memory", "m").stdout
+    run("memory", "remove", "n1", "--memory", "m")
+    run("memory", "export", "copy", "--memory", "m")
+    for folder in ("m", "copy"):
+        assert "index     hnsw" in run("memory", "info", "--memory", folder).stdout and listed(folder)["n2"] == 24
+    next(Path("m").glob("index-*")).write_bytes(b"torn")
+    assert "`evcap memory index --memory m`" in run("memory", "info", "--memory", "m", code=1).stderr
+    assert "index flat over 1,176" in run("memory", "index", "--memory", "m").stdout  # as its size would have it
+    assert listed("m")["n2"] == 24
+    assert "is only read" in run("memory", "index", code=1).stderr
+    run("memory", "index", "--kind", "tree", "--memory", "m", code=2)
+
+
+def test_an_index_of_few_entries_is_refused(memory):
+    told = run("memory", "index", "--kind", "ivf", "--memory", memory, code=1).stderr
+    assert told == "evcap: an index of kind ivf needs 1,000 entries, the memory holds 3: choose flat\n"
+    assert listed(memory) == {"cat": 1, "dog": 2}
 
 
 def test_memory_add(memory, loads_memory, photos):
@@ -90,10 +126,7 @@ def test_memory_add_keeps_the_good_pictures_of_a_mixed_batch(memory, loads_memor
 
 
 def test_edits_do_not_even_import_torch(memory):
-    edit = "app(['memory', 'rename', 'dog', 'wolf', '--memory', 'm'], standalone_mode=False)"
-    program = f"import sys; from evcap.cli import app; {edit}; print('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    shown = alone("memory", "rename", "dog", "wolf", "--memory", "m")
     assert shown.stdout == "renamed 2 entries; m now holds 3 entries of 2 names\nFalse\n"
 
 

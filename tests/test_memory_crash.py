@@ -1,5 +1,6 @@
 """Killed and competing writers: the memory is always whole, and is what one of them announced."""
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evcap.index_kind import IndexKind
 from evcap.memory import VisualNameMemory
 
 KILLS = 50
@@ -50,6 +52,35 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_memory_or_the_new_one(tmp_
     memory.save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 4  # which the next save cleans up
     assert memory.search(memory.keys[None, :2])[0]
+
+
+def test_a_writer_killed_while_it_saves_an_index(tmp_path):
+    """A tenth of the entries is soon added: some saves build the index anew, others keep its file, and any may be killed."""
+    draw, indexes, process = random.Random(0), set(), writer(tmp_path)
+    several(tmp_path, 1000)
+    memory = VisualNameMemory.open(tmp_path)
+    memory.reindex(IndexKind.hnsw)
+    memory.add(memory.keys[:98], [f"old{i}" for i in range(98)], ["s"] * 98, ["x.jpg"] * 98)
+    memory.save(tmp_path)
+    known = memory.names
+    for kill in range(60):
+        process.stdin.write(f"kill{kill}. 1000000\n")
+        child, first = int(process.stdout.readline()), process.stdout.readline()
+        time.sleep(draw.uniform(0, 0.6))
+        os.kill(child, signal.SIGKILL)
+        *_, last = [first, *iter(process.stdout.readline, "gone\n")]
+        memory = VisualNameMemory.open(tmp_path, "e", verify=True)
+        assert memory.names in [known + [f"kill{kill}.{i}" for i in range(count)] for count in (int(last), int(last) + 1)]
+        known = memory.names
+        assert memory.kind == "hnsw" and memory.search(memory.keys[None, -1:].astype(np.float32))[0][0].similarity > 0.99
+        indexes.add(json.loads((tmp_path / "manifest.json").read_text())["indexed"])
+        if kill >= 12 and len(indexes) > 1:
+            break
+    assert process.communicate()[1] == ""
+    assert len(indexes) > 1
+    memory.rename("old0", "new")
+    memory.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5  # .lock, manifest, keys, names, index: what kills left is gone
 
 
 def test_two_writers_at_once_lose_nothing(tmp_path):
