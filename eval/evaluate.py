@@ -41,7 +41,6 @@ from evcap.report import results_markdown
 from evcap.results import write_whole
 from evcap.shards import finished, open_shard
 from evcap.vocabulary import naming_statistics
-from evcap.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ def marks(config: Config, captioner) -> dict[str, str]:
     assets = assets_folder(config.preset, load_preset(config.preset))
     files = [preset_path(config.preset), *sorted(assets.glob("*.safetensors"))]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-    memory = captioner.memory
-    keys = {"keys": torch.tensor(memory.keys)} if len(memory) else {}
-    return hashes | {"encoder": captioner.encoder_fingerprint, "memory": fingerprint(keys, {"names": memory.names})}
+    return hashes | {"encoder": captioner.encoder_fingerprint, "memory": captioner.memory.fingerprint()}
 
 
 def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], file, quiet: bool) -> None:

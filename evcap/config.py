@@ -132,6 +132,9 @@ def _convert(hint, value, where: str):
         plain = typing.get_origin(option) or option
         if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
+        if plain is list and isinstance(value, list):
+            (item,) = typing.get_args(option)
+            return [_convert(item, entry, f"{where}[{number}]") for number, entry in enumerate(value)]
         if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
             return value
     raise EvcapError(f"{where}: expected {hint}, found {value!r}")

@@ -156,7 +156,7 @@ def main(
     encoder = Encoder(config.preset, trained)
     encoded = encode_keys(encoder, chosen, part, config.batch, engine, quiet)
     memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
-    memory.save(output)
+    memory.save(output, quiet)
     shutil.rmtree(part)
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
     report(encoded.failures, len(chosen))

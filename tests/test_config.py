@@ -40,8 +40,8 @@ def refusal(tmp_path, text: str) -> str:
     return message.replace(str(path), "FILE")
 
 
-def test_both_presets_are_shipped():
-    assert PRESETS == ["embedded", "evcap-vicuna-13b"]
+def test_three_presets_are_shipped():
+    assert PRESETS == ["embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -162,6 +162,7 @@ def values_of(cls):
         bool: st.booleans(),
         str: st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),
         list[float]: st.lists(st.floats(-10, 10)),
+        list[str]: st.lists(st.text(max_size=5)),
         str | None: st.none() | st.text("abc/._", min_size=1),
     }
     hints = typing.get_type_hints(cls)
