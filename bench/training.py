@@ -57,7 +57,7 @@ class Side:
         pixels = None if cached else self.captioner.pixels([self.records[n].path for n in numbers])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if cached:
-                queries = torch.stack([torch.from_numpy(self.rows[n]) for n in numbers]).float()
+                queries = torch.stack([torch.from_numpy(self.rows[n]).float() for n in numbers])
             else:
                 with torch.no_grad():
                     queries = self.model.query_features(self.model.backbone(pixels))

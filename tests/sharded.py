@@ -62,6 +62,7 @@ def main(folder: Path) -> None:
     resumed = whole_tensors(second.state_dict())
     if dist.get_rank() == 0:
         torch.save({"resumed": resumed, "alone": alone.state_dict()}, folder / "tensors.pt")
+    dist.barrier()  # a process that leaves while the other works may die of it
     dist.destroy_process_group()
 
 
