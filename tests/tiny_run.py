@@ -113,19 +113,12 @@ def config_for(recipe: str, output: str, **changes) -> Path:
 
 
 def start(recipe: str, config: Path, processes: int = 1, folder: str = "train") -> subprocess.Popen:
-    """Start a recipe; several processes through torchrun, as `accelerate launch --cpu` starts only one without MPI."""
+    """Start a recipe; several processes through `accelerate launch`."""
     command = [sys.executable]
     if processes > 1:
-        # --multi_gpu with ACCELERATE_USE_CPU: without it accelerate starts one process on CPUs, unless MPI is there
-        command += [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(processes),
-            "--main_process_port",
-            "0",
-        ]
+        # --multi_gpu with ACCELERATE_USE_CPU: else accelerate starts one process on CPUs, unless MPI is there
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
+        command += ["--num_processes", str(processes)]
     command += [REPOSITORY / folder / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
     if "ACCELERATE_USE_DEEPSPEED" not in variables:  # which accelerate would leave out on the CPU
