@@ -13,9 +13,6 @@ Both are to find the same captions; the share of equal ones is reported.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -28,6 +25,7 @@ from rich.table import Table
 
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
+from evcap.figures import spread, write_figures
 from evcap.images import find_images
 from evcap.language import LanguageModel, Prompt
 from evcap.predictor import Captioner
@@ -131,20 +129,15 @@ def main(
         "ratio_median": statistics.median(ratios),
         "share_of_equal_captions": equal,
         "different_captions": [pair for pair in zip(captions, plain, strict=False) if pair[0] != pair[1]],
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(output, figures)
     table = Table("decoding", "photos", "captions/s, median", "lowest to highest")
     for label, count, rates in (
         ("batched, shared-prompt cache", len(files), fast),
         ("one at a time, no cache", len(plain), slow),
         ("ratio", "", ratios),
     ):
-        table.add_row(label, str(count), f"{statistics.median(rates):.2f}", f"{min(rates):.2f} to {max(rates):.2f}")
+        table.add_row(label, str(count), *spread(rates))
     console = Console()
     console.print(table)
     console.print(f"equal captions on both sides: {equal:.0%} of {len(plain)}; wrote {output}")

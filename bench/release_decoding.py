@@ -9,9 +9,6 @@ take turns, each repeat gives one ratio, and both must find the same hypotheses.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from evcap.figures import spread, write_figures
 from evcap.release_search import release_search
 
 RESULTS = Path(__file__).parent / "results" / "release_decoding.json"
@@ -101,20 +99,15 @@ def main(
         "ratios": ratios,
         "ratio_median": statistics.median(ratios),
         "pictures_with_equal_beams": f"{equal} of {slow_pictures}",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(output, figures)
     table = Table("decoding by the release's rules", "pictures", "captions/s, median", "lowest to highest")
     for label, count, rates in (
         ("batched, cached", pictures, fast),
         ("one picture at a time, no cache", slow_pictures, slow),
         ("ratio", "", ratios),
     ):
-        table.add_row(label, str(count), f"{statistics.median(rates):.2f}", f"{min(rates):.2f} to {max(rates):.2f}")
+        table.add_row(label, str(count), *spread(rates))
     console = Console()
     console.print(table)
     console.print(f"equal beams on both sides: {equal} of {slow_pictures} pictures; wrote {output}")

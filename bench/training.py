@@ -9,9 +9,6 @@ turns; each turn is one step and gives one ratio. Peak memory is that of a proce
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +25,7 @@ from rich.table import Table
 from evcap.captioner import trained_parts
 from evcap.console import DataFolder, command
 from evcap.features import cached_queries
+from evcap.figures import spread, write_figures
 from evcap.predictor import Captioner
 from evcap.text import clean_caption
 from evcap.training import parameter_groups, read_split
@@ -111,18 +109,13 @@ def main(
         "peak_memory_gb_cached": memory[True],
         "peak_memory_gb_anew": memory[False],
         "kb_a_picture_on_disk": side.rows[0].nbytes / 1000,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(output, figures)
     table = Table("query features", "s a step, median", "lowest to highest", "peak memory, GB")
     for label, cached in (("kept on disk", True), ("computed in every step", False)):
         row = seconds[cached]
-        table.add_row(label, f"{statistics.median(row):.2f}", f"{min(row):.2f} to {max(row):.2f}", f"{memory[cached]:.2f}")
-    table.add_row("ratio", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", "")
+        table.add_row(label, *spread(row), f"{memory[cached]:.2f}")
+    table.add_row("ratio", *spread(ratios), "")
     console = Console()
     console.print(table)
     console.print(f"wrote {output}")
