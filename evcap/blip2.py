@@ -36,6 +36,15 @@ def bert_layers(theirs: str, ours: str, attention: str = "attention.self") -> La
     }
 
 
+def bert_text_branch(theirs: str, ours: str) -> Layout:
+    """BERT's own feed-forward, which the guests of the name fusion pass."""
+    return {
+        f"{theirs}.{{n}}.intermediate.dense.": f"{ours}.{{n}}.guest_feed_forward.up.",
+        f"{theirs}.{{n}}.output.dense.": f"{ours}.{{n}}.guest_feed_forward.down.",
+        f"{theirs}.{{n}}.output.LayerNorm.": f"{ours}.{{n}}.guest_feed_forward.norm.",
+    }
+
+
 TRANSFORMERS: Layout = {
     "query_tokens": "image_qformer.queries",
     "qformer.layernorm.": "image_qformer.door.",

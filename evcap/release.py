@@ -18,15 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evcap.blip2 import LAVIS, Layout, Placed, bert_layers, check_shapes, join_biases, reason_to_leave_out, renamed
+from evcap.blip2 import (
+    LAVIS,
+    Layout,
+    Placed,
+    bert_layers,
+    bert_text_branch,
+    check_shapes,
+    join_biases,
+    reason_to_leave_out,
+    renamed,
+)
 from evcap.checkpoints import load_plain, read_tensors
 from evcap.errors import EvcapError
 
-GUESTS = {  # BERT's text branch, where the fusion's guests pass
-    "Qformer_txt.bert.encoder.layer.{n}.intermediate.dense.": "fusion.qformer.layers.{n}.guest_feed_forward.up.",
-    "Qformer_txt.bert.encoder.layer.{n}.output.dense.": "fusion.qformer.layers.{n}.guest_feed_forward.down.",
-    "Qformer_txt.bert.encoder.layer.{n}.output.LayerNorm.": "fusion.qformer.layers.{n}.guest_feed_forward.norm.",
-}
 RELEASE: Layout = {
     **LAVIS,
     "query_tokens_txt": "fusion.qformer.queries",
@@ -34,7 +39,7 @@ RELEASE: Layout = {
     "Qformer_txt.bert.embeddings.word_embeddings.": "fusion.embeddings.word.",
     "Qformer_txt.bert.embeddings.position_embeddings.": "fusion.embeddings.position.",
     **bert_layers("Qformer_txt.bert.encoder.layer", "fusion.qformer.layers"),
-    **GUESTS,
+    **bert_text_branch("Qformer_txt.bert.encoder.layer", "fusion.qformer.layers"),
     "llama_proj.": "projection.",
 }
 

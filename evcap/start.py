@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evcap.blip2 import Tensors, bert_layers, check_shapes, read_blip2, renamed
+from evcap.blip2 import Tensors, bert_layers, bert_text_branch, check_shapes, read_blip2, renamed
 from evcap.captioner import skeleton, trained_parts
 from evcap.checkpoints import read_tensors
 from evcap.config import Preset
@@ -20,9 +20,7 @@ _BERT = {
     "bert.embeddings.position_embeddings.": "embeddings.position.",
     "bert.embeddings.LayerNorm.": "embeddings.norm.",
     **bert_layers("bert.encoder.layer", "qformer.layers"),
-    "bert.encoder.layer.{n}.intermediate.dense.": "qformer.layers.{n}.guest_feed_forward.up.",
-    "bert.encoder.layer.{n}.output.dense.": "qformer.layers.{n}.guest_feed_forward.down.",
-    "bert.encoder.layer.{n}.output.LayerNorm.": "qformer.layers.{n}.guest_feed_forward.norm.",
+    **bert_text_branch("bert.encoder.layer", "qformer.layers"),
 }
 
 
