@@ -1,8 +1,11 @@
 """Tensors with random numbers under LAVIS' names, as its files hold them, and its image tower written out."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
+import yaml
+from tiny import tiny_llm, tiny_tokenizer
 from torch import nn
 
 from evcap.config import Preset, QFormerConfig, load_preset
@@ -24,6 +27,20 @@ def small_paper_preset(**changes) -> Preset:
         language=dataclasses.replace(paper.language, hidden=32),
         **changes,
     )
+
+
+def write_paper_files(folder: Path, assets: str) -> Path:
+    """LAVIS' two files, a language model in llm/, and the preset preset.yaml that names them; returns that file."""
+    preset = small_paper_preset()
+    sources = [folder / "eva_vit_g.pth", folder / "blip2_pretrained.pth"]
+    torch.save(lavis_tower(preset), sources[0])
+    torch.save({"model": lavis_qformer(preset)}, sources[1])
+    tiny_llm().save_pretrained(folder / "llm")
+    tiny_tokenizer().save_pretrained(folder / "llm")
+    language = dataclasses.replace(preset.language, kind=str(folder / "llm"), precision="float32")
+    preset = dataclasses.replace(preset, name="small", blip2=list(map(str, sources)), language=language, assets=assets)
+    (folder / "preset.yaml").write_text(yaml.safe_dump(dataclasses.asdict(preset)))
+    return folder / "preset.yaml"
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:

@@ -5,9 +5,11 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from evcap.index_kind import IndexKind
 from evcap.memory import VisualNameMemory
+from evcap.memory_manifest import MemoryFormatError
 
 APPROXIMATE = [kind for kind in IndexKind if kind != IndexKind.flat]
 
@@ -22,6 +24,14 @@ def make(count=3, dtype=np.float16, encoder="e") -> VisualNameMemory:
 def same(one: VisualNameMemory, two: VisualNameMemory) -> bool:
     columns = all(getattr(one, c) == getattr(two, c) for c in ("names", "sources", "images", "encoder"))
     return columns and one.keys.dtype == two.keys.dtype and np.array_equal(one.keys, two.keys)
+
+
+def refusal(folder, message: str) -> str:
+    """The one line, naming the folder, with which a spoiled memory is refused."""
+    with pytest.raises(MemoryFormatError, match=message) as error:
+        VisualNameMemory.open(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    return str(error.value)
 
 
 def part(folder, prefix):

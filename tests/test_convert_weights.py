@@ -1,6 +1,5 @@
 """data/convert_weights.py through its entry point, on small files in the real layouts; and the model that comes of them."""
 
-import dataclasses
 import os
 import pickle
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lavis_files import lavis_qformer, lavis_tower, release_tensors, small_paper_preset
+from lavis_files import lavis_qformer, lavis_tower, release_tensors, small_paper_preset, write_paper_files
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_llm, tiny_tokenizer
 from typer.testing import CliRunner
 
 from data.convert_weights import app
@@ -31,16 +29,9 @@ def convert(*arguments) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """LAVIS' two files, the release's checkpoint and fusion, BERT, a language model, and a preset that names them."""
-    folder, preset = tmp_path_factory.mktemp("weights"), small_paper_preset()
-    torch.save(lavis_tower(preset), folder / "eva_vit_g.pth")
-    torch.save({"model": lavis_qformer(preset)}, folder / "blip2_pretrained.pth")
-    torch.save({"model": release_tensors(preset), "epoch": 0}, folder / "000.pt")
-    tiny_llm().save_pretrained(folder / "llm")
-    tiny_tokenizer().save_pretrained(folder / "llm")
-    sources = [str(folder / "eva_vit_g.pth"), str(folder / "blip2_pretrained.pth")]
-    language = dataclasses.replace(preset.language, kind=str(folder / "llm"), precision="float32")
-    preset = dataclasses.replace(preset, name="small", blip2=sources, language=language, assets=str(folder))
-    (folder / "preset.yaml").write_text(yaml.safe_dump(dataclasses.asdict(preset)))
+    folder = tmp_path_factory.mktemp("weights")
+    write_paper_files(folder, str(folder))
+    torch.save({"model": release_tensors(small_paper_preset()), "epoch": 0}, folder / "000.pt")
     return folder
 
 

@@ -5,7 +5,7 @@ import os
 import pickle
 
 import pytest
-from memory_tools import flip, make, part, replaced, with_manifest
+from memory_tools import flip, make, part, refusal, replaced, with_manifest
 
 from evcap import memory_files
 from evcap.memory import VisualNameMemory
@@ -95,9 +95,7 @@ def json_name(folder, prefix: str) -> str:
 def test_damage_is_told_in_one_line(folder, damage):
     spoil, message = DAMAGES[damage]
     spoil(folder)
-    with pytest.raises(MemoryFormatError, match=message) as error:
-        VisualNameMemory.open(folder)
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    refusal(folder, message)
 
 
 def test_no_folder_and_a_file(tmp_path):

@@ -1,6 +1,5 @@
 """docs/reproduce.md on small files in the real layouts: start tensors, a memory, training, scores; each by its own command."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -9,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from lavis_files import lavis_qformer, lavis_tower, small_paper_preset
-from tiny import tiny_llm, tiny_tokenizer
+from lavis_files import write_paper_files
 from tiny_run import COLOURS, REPOSITORY, world
 
 from evcap.weights import read_safetensors
@@ -21,15 +18,8 @@ from evcap.weights import read_safetensors
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """LAVIS' two files, a language model, a preset that names them, and photos in folders that bear their names."""
-    folder, preset = tmp_path_factory.mktemp("paper"), small_paper_preset()
-    torch.save(lavis_tower(preset), folder / "eva_vit_g.pth")
-    torch.save({"model": lavis_qformer(preset)}, folder / "blip2_pretrained.pth")
-    tiny_llm().save_pretrained(folder / "llm")
-    tiny_tokenizer().save_pretrained(folder / "llm")
-    sources = [str(folder / "eva_vit_g.pth"), str(folder / "blip2_pretrained.pth")]
-    language = dataclasses.replace(preset.language, kind=str(folder / "llm"), precision="float32")
-    preset = dataclasses.replace(preset, name="small", blip2=sources, language=language, assets="assets")
-    (folder / "paper.yaml").write_text(yaml.safe_dump(dataclasses.asdict(preset)))
+    folder = tmp_path_factory.mktemp("paper")
+    write_paper_files(folder, "assets").rename(folder / "paper.yaml")
     shutil.copytree(world() / "data" / "squares", folder / "data" / "squares")
     for number, name in enumerate(COLOURS):
         (folder / "data" / "named" / name).mkdir(parents=True)
