@@ -177,7 +177,9 @@ def make_plan(name: str, width: int, height: int, **options) -> Plan:
     if kind == "pyramid":
         return Plan(f"pyramid-{first}-{rest[0]:g}", width, height, first, list(_pyramid(width, height, first, rest[0])))
     if kind == "vit":
-        return Plan(f"vit-{first}", width, height, first, [(_cells(width, -(-width // first)), _cells(height, -(-height // first)))])
+        return Plan(
+            f"vit-{first}", width, height, first, [(_cells(width, -(-width // first)), _cells(height, -(-height // first)))]
+        )
     axes = [(_cells(width, n), _cells(height, n)) for n in range(1, first + 1)] if kind == "grid" else _cc(width, height, first)
     return Plan(f"{kind}-{first}", width, height, 0, axes)
 
