@@ -107,17 +107,6 @@ def test_an_encoder_needs_trained_tensors():
         _ = Encoder(str(world() / "preset.yaml")).captioner
 
 
-@pytest.fixture
-def two_workers(monkeypatch):
-    """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield ray
-    ray.shutdown()
-
-
 def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker has one
