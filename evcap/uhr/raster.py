@@ -92,6 +92,11 @@ class Raster:
             raise RasterError(f"{self.path}: cut short ({size:,} bytes, its last block ends at {end:,}); get a fresh copy")
 
     @property
+    def bands(self) -> tuple[int, ...]:
+        """The one that is grey, or those that are red, green and blue, counted from 1."""
+        return self._bands.numbers
+
+    @property
     def _bytes_a_pixel(self) -> int:
         return self._dataset.count * np.dtype(self._dataset.dtypes[self._bands.numbers[0] - 1]).itemsize
 
