@@ -19,12 +19,12 @@ NAMES = ("red", "green", "blue")
 @dataclass(frozen=True)
 class Bands:
     """numbers: one band (grey) or three (red, green, blue), counted from 1. palette: (n,4) uint8, red, green, blue and alpha
-    of each index, if the band holds indices. masked: some pixels may not be valid. notes: what was chosen, where there was
-    a choice."""
+    of each index, if the band holds indices. masks: the bands whose masks tell what is valid, which is what one of them has;
+    none if all is. notes: what was chosen, where there was a choice."""
 
     numbers: tuple[int, ...]
     palette: np.ndarray | None
-    masked: bool
+    masks: tuple[int, ...]
     notes: tuple[str, ...]
 
 
@@ -34,8 +34,6 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
 
     Raises EvcapError for bands that the file does not have, and for complex numbers.
     """
-    if not dataset.count:
-        raise EvcapError("there are no bands in it")
     roles = [role.name for role in dataset.colorinterp]
     alpha = roles.index("alpha") + 1 if "alpha" in roles else None
     colours = [number for number in range(1, dataset.count + 1) if number != alpha] or [1]
@@ -46,7 +44,7 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
         numbers = named
     else:
         numbers = tuple(colours[:3]) if len(colours) >= 3 else (colours[0],)
-        if len(colours) > 1:
+        if len(colours) not in (1, 3):
             shown = "band 1 is shown as grey" if len(numbers) == 1 else f"bands {_list(numbers)} are taken as such"
             notes.append(f"no band is named red, green or blue: {shown}, unless bands= names others")
     unused = [number for number in colours if number not in numbers]
@@ -60,13 +58,15 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
     if len({dataset.dtypes[number - 1] for number in numbers}) > 1:
         raise EvcapError(f"bands {_list(numbers)} are of different types; choose others with bands=")
     palette = _palette(dataset, numbers[0]) if len(numbers) == 1 and roles[numbers[0] - 1] == "palette" else None
-    return Bands(numbers, palette, _masked(dataset, numbers, alpha), tuple(notes))
+    return Bands(numbers, palette, _masks(dataset, numbers, alpha), tuple(notes))
 
 
-def _masked(dataset: DatasetReader, numbers: Sequence[int], alpha: int | None) -> bool:
+def _masks(dataset: DatasetReader, numbers: tuple[int, ...], alpha: int | None) -> tuple[int, ...]:
     """An alpha band that is used as a colour is no mask: somebody took near infrared for one, as GDAL does when it writes."""
-    flags = [{flag.name for flag in dataset.mask_flag_enums[number - 1]} for number in numbers]
-    return not all("all_valid" in flag for flag in flags) and alpha not in numbers
+    flags = {flag.name for number in numbers for flag in dataset.mask_flag_enums[number - 1]}
+    if flags == {"all_valid"} or alpha in numbers:
+        return ()
+    return numbers if "nodata" in flags else numbers[:1]  # other masks are the whole file's
 
 
 def _checked(wanted: Sequence[int], count: int) -> tuple[int, ...]:

@@ -124,7 +124,8 @@ class Raster:
             reason = error
             while reason.__cause__ is not None:  # GDAL's own words
                 reason = reason.__cause__
-            raise RasterError(f"{self.path}: {what} ({' '.join(str(reason).split())}); get a fresh copy") from None
+            said = " ".join(str(reason).split()).split(" (this error can")[0]
+            raise RasterError(f"{self.path}: {what} ({said}); get a fresh copy") from None
 
     def __enter__(self) -> Raster:
         return self
@@ -180,8 +181,8 @@ class Raster:
         place = {"window": Window(box[0], box[1], box[2] - box[0], box[3] - box[1]), "resampling": how}
         values = self._dataset.read(numbers, out_shape=(len(numbers), *shape), **place)
         valid = np.ones(shape, bool)
-        if self._bands.masked:
-            valid = self._dataset.read_masks(numbers, out_shape=(len(numbers), *shape), **place).any(axis=0)
+        if masks := list(self._bands.masks):
+            valid = self._dataset.read_masks(masks, out_shape=(len(masks), *shape), **place).any(axis=0)
         if (filled := self._blocks.filled(box, size)) is not None:
             valid &= filled
         if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
