@@ -159,7 +159,7 @@ class Raster:
             pixels, valid = np.ascontiguousarray(colours[..., :3]), valid & (colours[..., 3] > 0)
         else:
             values = values if self._limits is None else stretch(values, self._limits)
-            pixels = np.stack(values if len(values) == 3 else [values[0]] * 3, axis=-1)
+            pixels = np.ascontiguousarray(np.moveaxis(values if len(values) == 3 else values.repeat(3, 0), 0, -1))
         if not valid.all():
             pixels[~valid] = NEUTRAL
         return pixels, valid
@@ -179,7 +179,10 @@ class Raster:
         """The file's own values (bands,h,w), and valid (h,w) bool."""
         numbers, shape = list(self._bands.numbers), (size[1], size[0])
         place = {"window": Window(box[0], box[1], box[2] - box[0], box[3] - box[1]), "resampling": how}
-        values = self._dataset.read(numbers, out_shape=(len(numbers), *shape), **place)
+        # GDAL itself puts the bands of a pixel side by side, which costs less than moving them afterwards
+        dtype = np.result_type(*(self._dataset.dtypes[number - 1] for number in numbers))
+        values = np.moveaxis(np.empty((*shape, len(numbers)), dtype), -1, 0)
+        self._dataset.read(numbers, out=values, **place)
         valid = np.ones(shape, bool)
         if masks := list(self._bands.masks):
             valid = self._dataset.read_masks(masks, out_shape=(len(masks), *shape), **place).any(axis=0)

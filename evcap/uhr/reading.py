@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import rasterio
 
 from evcap.uhr.plans import Plan
-from evcap.uhr.raster import Raster
+from evcap.uhr.raster import Raster, RasterError
 
 SPAN = 2304  # pixels, at its level, of the square whose tiles are read at once: eight tiles of 288
 WIDEST = 1 << 23  # pixels read at once of a file that is stored in rows: 29,000 in each of 288 rows
 SPARSE = 4  # tiles that fill less than one part in so many of their square are read one by one
-THREADS = 2
+DECODERS = min(4, os.cpu_count() or 1)  # threads of GDAL, for a moment each time a square is read
 AHEAD = 3  # squares that are read or wait to be taken
 
 
@@ -93,25 +94,22 @@ def _joined(parts: list[Tiles]) -> Tiles:
 
 
 def read_ahead(raster: Raster, plan: Plan, groups: Iterable[np.ndarray], side: int) -> Iterator[Tiles]:
-    """Each of `groups`, as `squares` gives them, in their order, read in threads while the caller is busy with those before.
+    """Each of `groups`, as `squares` gives them, in their order, read in a thread while the caller is busy with those before.
 
-    raster: which file; each thread opens a handle of its own. Raises RasterError, also when the file changed since `raster`
+    raster: which file; the thread has a handle of its own. Raises RasterError, also when the file changed since `raster`
     was opened. Close the iterator to stop.
     """
-    mine, handles = threading.local(), []
 
     def read(numbers: np.ndarray) -> Tiles:
-        if not hasattr(mine, "raster"):
-            mine.raster = Raster(raster.path, raster.bands)
-            handles.append(mine.raster)
-            raster.check_unchanged()
-        tiles = read_square(mine.raster, plan, numbers, side)
-        mine.raster.check_unchanged()
+        tiles = read_square(opened[0], plan, numbers, side)
+        opened[0].check_unchanged()
         return tiles
 
-    waiting, ahead = iter(groups), deque()
-    pool = ThreadPoolExecutor(1 if raster.striped else THREADS)  # of rows, one handle keeps what the next tiles need
+    waiting, ahead, opened = iter(groups), deque(), []
+    # One thread and one handle, so that squares side by side share decoded blocks and rows; GDAL decodes in several threads.
+    pool = ThreadPoolExecutor(1)
     try:
+        opened.append(pool.submit(_reopened, raster).result())
         while True:
             ahead.extend(pool.submit(read, numbers) for numbers in islice(waiting, AHEAD - len(ahead)))
             if not ahead:
@@ -119,5 +117,16 @@ def read_ahead(raster: Raster, plan: Plan, groups: Iterable[np.ndarray], side: i
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        for handle in handles:
+        for handle in opened:  # nobody reads any more
             handle.close()
+
+
+def _reopened(raster: Raster) -> Raster:
+    with rasterio.Env(GDAL_NUM_THREADS=DECODERS):
+        handle = Raster(raster.path, raster.bands)
+    try:
+        raster.check_unchanged()
+    except RasterError:
+        handle.close()
+        raise
+    return handle
