@@ -19,10 +19,11 @@ from typing import Annotated
 
 import typer
 
+from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_lvis_names
-from evcap.encoding import Encoder, Engine, EngineChoice, Trained, encode_keys
+from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage, columns, read_named_csv, read_named_folders

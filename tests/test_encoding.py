@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tiny_run import world
 
-from evcap.encoding import Encoder, Engine, encode_keys
+from evcap.cluster import Engine
+from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
 from evcap.named import NamedImage
 from evcap.predictor import Captioner
