@@ -143,6 +143,13 @@ def test_a_damaged_picture_is_reported_and_the_rest_is_done(folder):
     assert result.stderr.startswith("evcap: 1 of 3 pictures failed:\n") and "teapot/1.png: not a picture" in result.stderr
 
 
+def test_a_quiet_run_builds_its_index_quietly(folder, monkeypatch):
+    asked, save = [], VisualNameMemory.save
+    monkeypatch.setattr(VisualNameMemory, "save", lambda self, to, quiet=False: asked.append(quiet) or save(self, to, quiet))
+    run(folder)
+    assert asked == [True]
+
+
 def test_bad_calls_get_one_clear_line(folder):
     with pytest.raises(EvcapError, match="name one folder"):
         run(folder, "--extend", folder)
