@@ -8,7 +8,8 @@
     python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
     python data/convert_weights.py compare blip2.safetensors --outputs blip2-outputs.safetensors
 
-SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote.
+SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote. Of several, the first that
+holds a tensor gives it.
 """
 
 from __future__ import annotations

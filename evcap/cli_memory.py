@@ -152,7 +152,7 @@ def add(
         names = [named[file] for file in added]
         edited = VisualNameMemory.open(folder, load().memory.encoder)  # once more: somebody may have edited it meanwhile
         edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
-        edited.save(folder)
+        edited.save(folder, quiet)
         counted = f"{_plural(len(added), 'entry', 'entries')} of {_plural(len(set(names)), 'name', 'names')}"
         typer.echo(f"added {counted}; {folder} now holds {_size(edited)}")
     report(failures, len(named))

@@ -37,11 +37,14 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters into the weights, in float32, and remove the wrappers: inference then costs nothing extra."""
+    """Fold the adapters into the weights, in float32, and remove the wrappers: inference then costs nothing extra.
+
+    Weights of 8 and 4 bits take no sum: their wrappers stay.
+    """
     for parent in list(model.modules()):
         for name in TARGETS:
             wrapped = getattr(parent, name, None)
-            if isinstance(wrapped, LoraLinear):
+            if isinstance(wrapped, LoraLinear) and wrapped.base.weight.is_floating_point():
                 weight = wrapped.base.weight
                 weight.copy_((weight.float() + wrapped.scale * wrapped.up.float() @ wrapped.down.float()).to(weight.dtype))
                 setattr(parent, name, wrapped.base)

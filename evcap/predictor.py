@@ -18,9 +18,10 @@ from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.images import open_image, to_rgb, to_tensor
-from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.memory import VisualNameMemory
 from evcap.phrases import PhraseModel
 from evcap.qformer import mean_keys
+from evcap.ranking import RetrievedName
 from evcap.weights import fingerprint
 
 Picture = str | Path | Image.Image

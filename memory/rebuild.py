@@ -125,7 +125,7 @@ def main(
     if len(memory) == before and lacking:
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvcapError(f"there is nothing for {some}: give pictures (--images) or let them be drawn (--diffusion)")
-    memory.save(folder)
+    memory.save(folder, quiet)
     shutil.rmtree(work / "keys", ignore_errors=True)
     with suppress(OSError):  # drawings stay
         work.rmdir()

@@ -3,16 +3,19 @@
 import dataclasses
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from forks import Fork
 from PIL import Image
 from tiny_run import world
 
 from evcap.cluster import Engine
 from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage
 from evcap.predictor import Captioner
 
@@ -107,15 +110,33 @@ def test_an_encoder_needs_trained_tensors():
         _ = Encoder(str(world() / "preset.yaml")).captioner
 
 
-@pytest.fixture
-def two_workers(monkeypatch):
+def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
+        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+
+
+def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
+    import ray
+
+    def init(address, **settings):
+        raise ConnectionError("nobody\nthere")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(EvcapError, match="Ray does not start or answer: nobody there"):
+        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def two_workers():
     """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("RAY_worker_niceness", "0")
+        variables.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+        yield ray
+        ray.shutdown()
 
 
 def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
@@ -132,18 +153,33 @@ def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypa
     assert (there.keys == here.keys).all() and there.items == here.items and there.failures == here.failures
 
 
-def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
-        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+def test_a_killed_ray_run_goes_on_to_the_same_keys(tmp_path, two_workers):
+    """memory/rebuild.py --engine ray, killed on a cluster that lives on, against one process that nobody disturbs."""
+    for number in range(60):
+        path = tmp_path / "photos" / ("wolf", "teapot")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((50, 40), 90 + number).convert("RGB").save(path)
+    (tmp_path / "names.txt").write_text("wolf\nteapot\n")
+    given = [tmp_path / "names.txt", "--images", tmp_path / "photos", "--batch", 1, "--quiet"]
+    given += ["--preset", world() / "preset.yaml", "--trained", world() / "start.safetensors", "--output"]
+    by_ray = ["memory/rebuild.py", *given, tmp_path / "ray", "--engine", "ray"]
+    cluster = {"RAY_ADDRESS": two_workers.get_runtime_context().gcs_address}
 
+    def done() -> list[int]:
+        """Which pictures have their keys on disk, before there is a memory."""
+        marks = [np.fromfile(path, np.uint8) for path in (tmp_path / "ray.work" / "keys").glob("*.rows")]
+        return np.flatnonzero(np.concatenate(marks)).tolist() if marks else []
 
-def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
-    import ray
-
-    def init(address, **settings):
-        raise ConnectionError("nobody\nthere")
-
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(EvcapError, match="Ray does not start or answer: nobody there"):
-        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+    killed = Fork(tmp_path, *by_ray, **cluster)
+    while killed.alive() and not done():
+        time.sleep(0.001)
+    killed.kill()
+    before = done()
+    assert 0 < len(before) < 60 and not (tmp_path / "ray").exists()
+    (rows,) = (tmp_path / "ray.work" / "keys").glob("*.f16")
+    keys = np.fromfile(rows, np.float16).reshape(60, -1)
+    assert "60 entries of 2 names" in Fork(tmp_path, *by_ray, **cluster).finish()[0]
+    Fork(tmp_path, "memory/rebuild.py", *given, tmp_path / "alone").finish()
+    one, two = (VisualNameMemory.open(tmp_path / name) for name in ("ray", "alone"))
+    assert (one.names, one.images) == (two.names, two.images) and (one.keys == two.keys).all()
+    assert (keys[before] == one.keys[before]).all()

@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model
+from evcap.build import build_model, training_precision
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
@@ -174,7 +174,8 @@ def main(
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
-    model = build_model(load_preset(config.preset), config.start_from, "bfloat16", accelerator.device)
+    preset = load_preset(config.preset)
+    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     plain = cached_patches(model, records, data, False, quiet, loop.share)

@@ -23,7 +23,7 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model, name_tokenizer
+from evcap.build import build_model, name_tokenizer, training_precision
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
@@ -143,7 +143,7 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, "bfloat16", accelerator.device)
+    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)
