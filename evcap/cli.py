@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import evcap
+from evcap.cli_ask import ask_command
 from evcap.cli_memory import memory_app
 from evcap.cli_uhr import index_command
 from evcap.console import INTERRUPTED, Progress, answers, command, complain, report
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(memory_app, name="memory")
 app.command("index")(index_command)
+app.command("ask")(ask_command)
 
 Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
 Memory = Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")]

@@ -5,6 +5,9 @@ Written here, not taken from peft: it is thirty lines, keeps the trained file to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -48,3 +51,16 @@ def merge_lora(model: nn.Module) -> None:
                 weight = wrapped.base.weight
                 weight.copy_((weight.float() + wrapped.scale * wrapped.up.float() @ wrapped.down.float()).to(weight.dtype))
                 setattr(parent, name, wrapped.base)
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Meanwhile the model answers as it did before it had adapters; folded ones stay in it."""
+    wrapped = [(module, module.scale) for module in model.modules() if isinstance(module, LoraLinear)]
+    try:
+        for module, _ in wrapped:
+            module.scale = 0.0
+        yield
+    finally:
+        for module, scale in wrapped:
+            module.scale = scale

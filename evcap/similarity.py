@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import nn
 
-from evcap.text import SentenceEmbedder, clean_caption
+from evcap.text import clean_caption, sentence_embedder
 
 
 def nearest_query(queries: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
@@ -26,11 +25,7 @@ class TextTower:
         """projection: sentence embeddings (n,384) -> (n,W), trained with the queries."""
         self._project = projection
 
-    @cached_property
-    def _embed(self) -> SentenceEmbedder:
-        return SentenceEmbedder()
-
     @torch.inference_mode()
     def __call__(self, sentences: Sequence[str]) -> torch.Tensor:
-        embedded = self._embed([clean_caption(sentence) for sentence in sentences])
+        embedded = sentence_embedder()([clean_caption(sentence) for sentence in sentences])
         return nn.functional.normalize(self._project(embedded.to(self._project.weight.device)), dim=-1).cpu()
