@@ -26,10 +26,14 @@ QUESTION = "How many storage tanks are next to the old harbor in the upper left 
     ("reply", "phrases"),
     [
         ('{"phrases": ["storage tanks", "old harbor"]}', ["storage tanks", "old harbor"]),
-        ('Sure!\n```json\n{"phrases": ["Storage  Tank.", "harbors"]}\n``` Anything else?', ["storage tank", "harbors"]),
+        ('Sure!\n```json\n{"phrases": ["The Storage  Tank.", "harbors"]}\n``` Anything else?', ["storage tank", "harbors"]),
         ('{"thought": {"phrases": 3}} {"phrases": ["tanks"]} {"phrases": ["harbor"]}', ["tanks"]),
         ('{"phrases": ["tanks", "tanks", "airplanes", "the upper left corner", "picture", 7, null, ["harbor"]]}', ["tanks"]),
-        ('{"phrases": ["tank 1", "tank 2", "tank 3", "tank 4", "tank 5", "tank 6"]}', [f"tank {n}" for n in range(1, 6)]),
+        (
+            '{"phrases": ["tank", "harbor", "storage tanks", "old tanks", "old harbor", "old storage tanks"]}',
+            ["tank", "harbor", "storage tanks", "old tanks", "old harbor"],
+        ),
+        ('{"phrases": ["old", "next", "red tanks", "old harbor with tanks"]}', ["old harbor with tanks"]),
         ('{"phrases": "storage tanks"}', []),
         ('["storage tanks"]', []),
         ('{"phrases": ["storage tanks"', []),
@@ -90,9 +94,9 @@ def test_model_without_usable_answers(smollm2_tokenizer):
 
 def test_model_of_transformers_without_a_chat_template():
     """A real model with random weights talks nonsense, the same each time, and that is told."""
-    backend = ModelPhrases(tiny_llm(), tiny_tokenizer(), tries=2, new_tokens=8)
-    replies = list(backend._replies("Is there a dam?"))
-    assert len(replies) == 2 and replies == list(backend._replies("Is there a dam?"))
+    backend = ModelPhrases(tiny_llm(), tiny_tokenizer(), beams=2, new_tokens=4)
+    replies = backend._replies("Is there a dam?", 2)
+    assert len(replies) == 2 and replies == backend._replies("Is there a dam?", 2)
     with pytest.raises(NoPhrases, match="named nothing"):
         backend("Is there a dam?")
 

@@ -75,9 +75,6 @@ class Word:
     text: str
     tag: str
 
-    def __bool__(self) -> bool:
-        return bool(self.text)
-
     @property
     def noun(self) -> bool:
         return self.tag.startswith("NN")
@@ -136,6 +133,7 @@ def _mended(words: Sequence[Word]) -> list[Word]:
 
 
 def _tag(word: Word, before: Word, after: Word) -> str:
+    """The mended tag of a word between two others; of a mark the mark itself."""
     if not word.text[0].isalnum():
         return word.text
     if word.text in AUXILIARIES:

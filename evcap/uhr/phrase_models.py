@@ -1,7 +1,7 @@
 """Key phrases of a question from a language model: any of transformers, or an OpenAI-compatible endpoint.
 
-Both are asked for JSON, which is parsed and checked, never evaluated. A phrase counts only if it repeats a word of the
-question: small models gladly add targets that nobody asked for. What remains wrong raises NoPhrases, on which
+Both are asked for JSON, which is parsed and checked, never evaluated. A phrase counts only if it is made of words of the
+question: small models gladly add a colour or a target that nobody asked for. What remains wrong raises NoPhrases, on which
 `question.analyse` falls back to noun chunks with a note. An endpoint that cannot be used as it is set up (its address, its
 key, the model's name) raises EvcapError instead: that only the user can mend.
 """
@@ -14,17 +14,17 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
 from evcap.text import FUNCTION_WORDS
-from evcap.uhr.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE
+from evcap.uhr.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
 from evcap.uhr.question import NoPhrases
 from evcap.vocabulary import pluralize
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LONGEST_PHRASE = 60  # letters
@@ -51,15 +51,13 @@ def messages(question: str) -> list[dict[str, str]]:
 def read_phrases(reply: str, question: str) -> list[str]:
     """At most 5 different phrases, lower-case, from the first JSON object in a reply that has a list "phrases".
 
-    Dropped: what is no short text, and what repeats no telling word of the question. Nothing usable gives [].
+    Dropped: what is no short text, names nothing ("green"), or has words that the question has not. Nothing usable gives [].
     """
     said = _telling_words(question)
-    phrases: list[str] = []
-    for phrase in _first_list(reply):
-        phrase = " ".join(phrase.lower().split()).strip(" .,;:!?\"'") if isinstance(phrase, str) else ""
-        if len(phrase) <= LONGEST_PHRASE and phrase not in phrases and not said.isdisjoint(_telling_words(phrase)):
-            phrases.append(phrase)
-    return phrases[:MOST_PHRASES]
+    texts = [" ".join(phrase.lower().split()) for phrase in _first_list(reply) if isinstance(phrase, str)]
+    phrases = dict.fromkeys(re.sub(r"^(?:the|an?|any|some) ", "", text.strip(" .,;:!?\"'")) for text in texts)
+    told = ((phrase, _telling_words(phrase)) for phrase in phrases if len(phrase) <= LONGEST_PHRASE)
+    return [phrase for phrase, words in told if words and words <= said and noun_chunks(phrase)][:MOST_PHRASES]
 
 
 def _telling_words(text: str) -> set[str]:
@@ -83,36 +81,40 @@ def _first_list(reply: str) -> list:
 class ModelPhrases:
     """Phrases from a causal language model of transformers that is open already, with its tokenizer.
 
-    The answer's first letters are given, so that even a small model goes on in JSON; the `tries` likeliest answers of one
-    beam search are read until one is usable. Deterministic.
+    The answer's first letters are given, so that even a small model goes on in JSON. If its likeliest next words are not
+    usable, it is tried once more with `beams` answers of a beam search. Deterministic.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tries: int = 3, new_tokens: int = 48):
-        self.model, self.tokenizer, self.tries, self.new_tokens = model, tokenizer, tries, new_tokens
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, beams: int = 3, new_tokens: int = 48):
+        self.model, self.tokenizer, self.beams, self.new_tokens = model, tokenizer, beams, new_tokens
 
     def __call__(self, question: str) -> list[str]:
         """question -> phrases; raises NoPhrases when none of the answers is usable."""
-        for reply in self._replies(question):
-            if phrases := read_phrases(OPENING + reply, question):
-                return phrases
+        for beams in (1, self.beams):
+            for reply in self._replies(question, beams):
+                if phrases := read_phrases(OPENING + reply, question):
+                    return phrases
         raise NoPhrases("the language model named nothing that the question speaks of")
 
-    def _replies(self, question: str) -> Iterable[str]:
+    def _replies(self, question: str, beams: int) -> list[str]:
+        """The `beams` likeliest answers, without their given first letters."""
         import torch
+        from transformers import StoppingCriteriaList
 
         ids = torch.tensor([self._prompt(question)], device=self.model.device)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        ways = {"do_sample": False, "num_beams": beams, "num_return_sequences": beams, "pad_token_id": pad}
+        stop = StoppingCriteriaList([self._is_closed])
         with torch.inference_mode():
-            found = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.new_tokens,
-                do_sample=False,
-                num_beams=self.tries,
-                num_return_sequences=self.tries,
-                pad_token_id=pad,
-            )
-        return self.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
+            mask, most = torch.ones_like(ids), self.new_tokens
+            found = self.model.generate(ids, attention_mask=mask, max_new_tokens=most, stopping_criteria=stop, **ways)
+        return [f"{text}}}" for text in self.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)]
+
+    def _is_closed(self, ids: torch.Tensor, *_, **__) -> torch.Tensor:
+        """Which of (n,length) token rows end in the bracket that closes the list, (n,) bool."""
+        import torch
+
+        return torch.tensor(["]" in text for text in self.tokenizer.batch_decode(ids[:, -1:])], device=ids.device)
 
     def _prompt(self, question: str) -> list[int]:
         turns = messages(question)
