@@ -52,9 +52,14 @@ class Blocks:
         everything = np.arange(self.rows * self.columns)
         return everything if self._sums is None else np.flatnonzero(np.diff(np.diff(self._sums, axis=0), axis=1))
 
-    def empty(self, box: Sequence[int]) -> bool:
-        """True if no block that this box touches was written."""
-        return self._sums is not None and not self.filled(box, (1, 1)).item()
+    def empty(self, boxes: np.ndarray) -> np.ndarray:
+        """(n,) bool for boxes (n,4) of whole numbers: whether no block that the box touches was written."""
+        if self._sums is None:
+            return np.zeros(len(boxes), bool)
+        size = self.width, self.height
+        (left, top), (right, bottom) = (boxes[:, :2] // size).T, (-(-boxes[:, 2:] // size)).T
+        sums = self._sums
+        return sums[bottom, right] - sums[bottom, left] - sums[top, right] + sums[top, left] == 0
 
     def filled(self, box: Sequence[float], size: tuple[int, int]) -> np.ndarray | None:
         """(h,w) bool for an answer of size (w, h) about a box: whether a block below each pixel was written; None if all."""

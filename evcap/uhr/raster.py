@@ -27,6 +27,9 @@ from evcap.uhr.remarks import remarks
 from evcap.uhr.shelf import Shelf
 from evcap.uhr.stretch import limits, stretch
 
+# `notes` says it. Not around each opening: catch_warnings lets it through when several threads open files.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
 NEUTRAL = 128  # grey of the pixels that are not valid
 EDGE = 1 << 16  # bytes at both ends of a file that enter its fingerprint
 CACHED = 1 << 26  # bytes: images stored in rows up to this size stay decoded in GDAL's cache
@@ -59,8 +62,7 @@ class Raster:
         self.path = Path(path)
         driver = driver_of(self.path)
         self._states = {self.path.absolute(): _state(self.path)}
-        with self._errors("cannot be opened"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with self._errors("cannot be opened"):
             self._dataset = rasterio.open(self.path.absolute(), driver=driver)
             self.crs, transform = self._dataset.crs, self._dataset.transform
             parts = [Path(name) for name in self._dataset.files]
@@ -192,7 +194,11 @@ class Raster:
     def empty(self, box: Sequence[int]) -> bool:
         """True only if it is certain, without decoding pixels, that nothing in the box is valid: a tiled TIFF in which no
         block below the box was written. The first call looks at all blocks: 0.1 s for 100,000 x 100,000 pixels."""
-        return self._blocks.empty(box)
+        return bool(self.empty_boxes(np.array([box]))[0])
+
+    def empty_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """(n,) bool: `empty` of each of boxes (n,4) int64."""
+        return self._blocks.empty(boxes)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the size, time of change, first and last bytes of the file (and the sizes and times of

@@ -22,7 +22,8 @@ class Shelf:
         self._key, self._pixels, self._valid = None, None, None
 
     def window(self, box: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """As Raster.read. Rows are kept at the whole factor below the scale asked for; from there on Pillow scales."""
+        """As Raster.read. Rows are kept at the whole factor below the scale asked for; from there on Pillow
+        interpolates: positions are kept, and at most half of the scale is left."""
         x1, y1, x2, y2 = box
         factor = max(1, min((x2 - x1) // size[0], (y2 - y1) // size[1]))
         wide, high = -(-self._width // factor), -(-(y2 - y1) // factor)
@@ -34,8 +35,7 @@ class Shelf:
         if left.is_integer() and (right - left, high) == size:
             cut = np.s_[:, int(left) : int(right)]
             return self._pixels[cut].copy(), self._valid[cut].copy()
-        smaller = right - left > size[0] or high > size[1]
-        how = {"resample": Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR, "box": (left, 0, right, high)}
+        how = {"resample": Image.Resampling.BILINEAR, "box": (left, 0, right, high)}
         pixels = np.asarray(Image.fromarray(self._pixels).resize(size, **how))
         return pixels.copy(), np.asarray(Image.fromarray(self._valid.view(np.uint8) * 255).resize(size, **how)) > 0
 

@@ -9,7 +9,8 @@ import numpy as np
 from evcap.uhr.blocks import Blocks
 
 PERCENTILES = (2, 98)  # of the valid values of a band: what is below is black, above white, as GIS programs show such data
-MOST_PIXELS = 1 << 24  # that are decoded to find them
+MOST_PIXELS = 1 << 25  # that are decoded to find them
+STEP = 4  # of a block's pixels every fourth is looked at, of every fourth row
 FEWEST_BLOCKS = 4  # even of blocks so large that these are more
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, lie evenly over rows and columns, however many there are
 
@@ -18,14 +19,17 @@ def limits(read: Callable, width: int, height: int, overview: int, blocks: Block
     """(bands,2) float64: the values that become 0 and 255 in an image of width x height pixels.
 
     read(box, size): values (bands,h,w) and valid (h,w), by the nearest pixel. overview: factor of the coarsest overview, 1 if
-    there is none. The whole image is looked at where its coarsest overview is small enough, else blocks that have content.
+    there is none. The whole image is looked at where its coarsest overview is small enough, else blocks of it, from those on
+    that have content.
     """
     if width * height <= MOST_PIXELS * overview**2:
-        factor = max(1.0, max(width, height) / 2048)
-        parts = [read((0, 0, width, height), (max(1, int(width / factor)), max(1, int(height / factor))))]
+        boxes, factor = [(0, 0, width, height)], max(1.0, max(width, height) / 2048)
     else:
-        boxes = map(blocks.box, _spread(blocks.written(), max(FEWEST_BLOCKS, MOST_PIXELS // (blocks.width * blocks.height))))
-        parts = [read((x1, y1, x2, y2), (-(-(x2 - x1) // 2), -(-(y2 - y1) // 2))) for x1, y1, x2, y2 in boxes]
+        numbers = _spread(blocks.written(), max(FEWEST_BLOCKS, MOST_PIXELS // (blocks.width * blocks.height)))
+        corners = [blocks.box(number)[:2] for number in numbers]
+        wide, high = blocks.width * overview, blocks.height * overview
+        boxes, factor = [(x, y, min(x + wide, width), min(y + high, height)) for x, y in corners], STEP * overview
+    parts = [read(box, (max(1, int((box[2] - box[0]) / factor)), max(1, int((box[3] - box[1]) / factor)))) for box in boxes]
     return np.array([_limits(np.concatenate([v[band][valid] for v, valid in parts])) for band in range(len(parts[0][0]))])
 
 
@@ -33,7 +37,7 @@ def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of these, spread evenly."""
     if len(numbers) <= count:
         return numbers
-    return numbers[np.unique((np.arange(count) * GOLDEN % 1 * len(numbers)).astype(np.int64))]
+    return numbers[np.unique(((np.arange(count) + 0.5) * GOLDEN % 1 * len(numbers)).astype(np.int64))]
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
