@@ -165,7 +165,10 @@ def difference(tensor: torch.Tensor, recorded: dict, name: str) -> float:
     return float((gap[recorded["attention_mask"].bool()] if name == "lm_logits" else gap).max())
 
 
-def main(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the recording.")]) -> None:
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="The recording.")],
+) -> None:
+    """Compare evcap with a recording of the EVCap release; prints one JSON object."""
     try:
         result = compare(folder)
     except KeyError as error:

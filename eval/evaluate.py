@@ -124,6 +124,7 @@ def main(
     spice: Annotated[Path | None, typer.Option(help="Folder with the Stanford CoreNLP 3.6.0 jars that SPICE needs.")] = None,
     quiet: NoBars = False,
 ) -> None:
+    """Caption a set and score it."""
     config = load_yaml(config_path, Config)
     folder = Path(config.output)
     if preset:  # beside the results of the config's own

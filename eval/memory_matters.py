@@ -185,6 +185,7 @@ def main(
     data: DataFolder,
     preset: Annotated[str | None, typer.Option(help="Another preset than the config's: a name or a YAML file.")] = None,
 ) -> None:
+    """Does the captioner listen to its memory? Score it with others, and rename entries."""
     config = load_yaml(config_path, Config)
     config = dataclasses.replace(config, preset=preset or config.preset)
     records = read_coco_captions(data / config.captions, data / config.images)[: config.limit]

@@ -63,6 +63,7 @@ def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
     data: DataFolder,
 ) -> None:
+    """Can new names be taught by entries alone? F1 before and after."""
     config = load_yaml(config_path, Config)
     if not config.names:
         raise EvcapError(f"{config_path}: names is empty")

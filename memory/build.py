@@ -21,7 +21,7 @@ import typer
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
-from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_lvis_names
+from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.encoding import Encoder, Engine, EngineChoice, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
@@ -95,7 +95,7 @@ def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator
         return
     if config.names is None:
         raise EvcapError("the config reads `captions` and so must give `names`, the file of names to find in them")
-    synonyms = {clean_name(s.split("(")[0]) for row in read_lvis_names(data / config.names) for s in row}
+    synonyms = {clean_name(s.split("(")[0]) for row in read_name_list(data / config.names) for s in row}
     finder = NameFinder(sorted((synonyms | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
@@ -142,6 +142,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
+    """Build a memory from named pictures: folders, CSV files, LVIS, boxes, captions, scenes."""
     config = load_yaml(config_path, Config)
     if min(config.per_name, config.batch) < 1:
         raise EvcapError(f"{config_path}: per_name and batch must be at least 1")

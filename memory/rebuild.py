@@ -93,6 +93,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
+    """From a bare list of names to a working memory: reuse, encode pictures, draw what is missing."""
     if (output is None) == (extend is None):
         raise EvcapError("name one folder: --output for a new memory, or --extend for one that gets the names it lacks")
     folder = output or extend
