@@ -191,9 +191,9 @@ def main(
     write_whole(folder / "results.md", page)
     draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")
     show(config, scores, len(records))
-    print(
-        missing_spice(models) or "", f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png", sep="\n"
-    )
+    if absent := missing_spice(models):
+        print(absent)
+    print(f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.metrics import cider
 from evcap.predictor import Captioner
+from evcap.results import write_whole
 from evcap.vocabulary import NameFinder, clean_name, f1_scores
 
 
@@ -88,7 +89,7 @@ def main(
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)
         print(stage, json.dumps(result[stage]))
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.output).write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(Path(config.output), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
