@@ -1,17 +1,22 @@
-"""Compare this package with a recording of the public EVCap release run on small random weights.
+"""Compare this package with a recording of the public EVCap release run on small random weights, or of ImageRAG's boxes.
 
     python eval/check_parity.py FOLDER
 
-FOLDER holds meta.json (sizes, names, beams), tensors.safetensors (what went in and came out at every step),
+A recording of EVCap holds meta.json (sizes, names, beams), tensors.safetensors (what went in and came out at every step),
 release_state.safetensors and llama_state.safetensors (the weights, under the release's names). The weights go through the
 importer that reads real checkpoints. Prints one JSON object: the largest absolute difference of each tensor, whether the
 names and the beams are equal; exits with 0 only if all tensors are within 1e-5 and names and beams are equal.
+
+A recording of ImageRAG holds boxes.json: for image sizes ("1000x800") and patch divisions ("grid_10") the boxes of the public
+ImageRAG release, x1, y1, x2, y2 in pixels. Prints one JSON object: for each whether the plan's boxes are equal, in the same
+order, and the first difference; exits with 0 only if all are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +34,7 @@ from evcap.language import LanguageModel
 from evcap.memory import VisualNameMemory
 from evcap.release import read_release
 from evcap.release_search import release_search
+from evcap.uhr.plans import make_plan
 from evcap.weights import read_safetensors
 
 TOLERANCE = 1e-5
@@ -165,16 +171,42 @@ def difference(tensor: torch.Tensor, recorded: dict, name: str) -> float:
     return float((gap[recorded["attention_mask"].bool()] if name == "lm_logits" else gap).max())
 
 
+def compare_boxes(folder: Path) -> dict:
+    """The object that is printed for a recording of ImageRAG."""
+    compared = {}
+    for size, plans in json.loads((folder / "boxes.json").read_text()).items():
+        width, height = map(int, size.split("x"))
+        compared[size] = {name: boxes_equal(name, width, height, recorded) for name, recorded in plans.items()}
+    results = [result["equal"] for plans in compared.values() for result in plans.values()]
+    return {"boxes": compared, "compared": len(results), "passed": bool(results) and all(results)}
+
+
+def boxes_equal(name: str, width: int, height: int, recorded: list[list[int]]) -> dict:
+    """Of one plan: equal, count, and if they differ the recording's count and the first number where they do."""
+    boxes = make_plan(name.replace("_", "-"), width, height).boxes().tolist()
+    if boxes == recorded:
+        return {"equal": True, "count": len(boxes)}
+    pairs = zip_longest(boxes, recorded)
+    number, (ours, theirs) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+    counts = {"count": len(boxes), "recorded_count": len(recorded)}
+    return {"equal": False, **counts, "first_difference": {"number": number, "ours": ours, "recorded": theirs}}
+
+
 def main(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="The recording.")],
 ) -> None:
-    """Compare evcap with a recording of the EVCap release; prints one JSON object."""
+    """Compare evcap with a recording of the EVCap or the ImageRAG release; prints one JSON object."""
+    boxes = (folder / "boxes.json").exists()
     try:
-        result = compare(folder)
+        result = compare_boxes(folder) if boxes else compare(folder)
     except KeyError as error:
         raise EvcapError(f"{folder} is no recording: nothing in it is called {error}") from None
     except json.JSONDecodeError as error:
-        raise EvcapError(f"{folder}/meta.json is damaged: {error}") from None
+        raise EvcapError(f"{folder}/{'boxes' if boxes else 'meta'}.json is damaged: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        if not boxes:
+            raise
+        raise EvcapError(f"{folder}/boxes.json does not map sizes such as 1000x800 to plans and boxes: {error}") from None
     print(json.dumps(result))
     raise typer.Exit(0 if result["passed"] else 1)
 

@@ -1,4 +1,4 @@
-"""The command line: `evcap caption`, `evcap names`, `evcap memory`. Heavy modules are imported inside the commands."""
+"""The command line: `evcap caption`, `names`, `memory`, `index`. Heavy modules are imported inside the commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 import evcap
 from evcap.cli_memory import memory_app
+from evcap.cli_uhr import index_command
 from evcap.console import INTERRUPTED, Progress, answers, command, complain, report
 from evcap.errors import EvcapError
 from evcap.results import Format, Result, ResultWriter, Sidecars, sidecar_path
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(memory_app, name="memory")
+app.command("index")(index_command)
 
 Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
 Memory = Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")]

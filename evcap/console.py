@@ -59,10 +59,10 @@ def command(function: Callable) -> Callable:
     return run
 
 
-def report(failures: Sequence[str], total: int) -> None:
+def report(failures: Sequence[str], total: int, what: str = "pictures") -> None:
     """All failures on standard error, one line each."""
     if failures:
-        complain(f"{len(failures)} of {total} pictures failed:")
+        complain(f"{len(failures)} of {total} {what} failed:")
         for failure in failures:
             typer.echo(f"  {failure}", err=True)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
-from math import ceil, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +18,7 @@ import typer
 from tqdm import tqdm
 
 from evcap.build import build_model, pick_device
+from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
 from evcap.errors import EvcapError
@@ -33,13 +31,7 @@ BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task d
 NO_BOX = (nan,) * 4
 
 
-class Engine(StrEnum):
-    local = "local"
-    ray = "ray"
-
-
-# options of the recipes that encode
-EngineChoice = Annotated[Engine, typer.Option(help="Who encodes: this process, or the workers of a Ray cluster.")]
+# option of the recipes that encode
 Trained = Annotated[Path | None, typer.Option(help="Trained tensors to encode with, if not the shipped ones.")]
 
 
@@ -63,6 +55,23 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         return self.captioner.encoder_fingerprint
+
+    @property
+    def on_gpu(self) -> bool:
+        return next(self.captioner.model.parameters()).is_cuda
+
+    @property
+    def recipe(self) -> tuple[str, Path | None, str]:
+        """What another process needs to make the same encoder, see `after`: preset, trained tensors, fingerprint."""
+        return str(preset_path(self.preset).resolve()), self.trained and self.trained.resolve(), self.fingerprint
+
+    @classmethod
+    def after(cls, recipe: tuple[str, Path | None, str]) -> Encoder:
+        """The encoder that a process with this recipe has. Raises EvcapError if another one is found here."""
+        encoder = cls(*recipe[:2])
+        if encoder.fingerprint != recipe[2]:
+            raise EvcapError("the encoder on a worker is another one; install the same evcap and weights on every node")
+        return encoder
 
     def rows(self, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
         """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for a picture that does not open."""
@@ -140,70 +149,23 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
     Paths and boxes travel to them, never pixels, so every node must see the pictures under the same paths. RAY_ADDRESS names
     a running cluster; without it a local one is started, and stopped at the end.
     """
-    try:
-        import ray.data
-    except ImportError as error:
-        raise EvcapError(f"--engine ray needs Ray ({error}): pip install -e '.[cluster]'") from None
-    own = not ray.is_initialized()
-    if own:
-        try:
-            ray.init(
-                os.environ.get("RAY_ADDRESS", "local"),
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise EvcapError(f"Ray does not start or answer: {' '.join(str(error).split())}") from None
-    try:
-        data, done = _ray_dataset(encoder, items, batch), 0
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells each plan and its progress
-        for task in data.iter_batches(batch_size=None):
+    columns = {"number": np.arange(len(items)), "path": [os.fsencode(os.path.abspath(item.path)) for item in items]}
+    boxes = np.array([item.box or NO_BOX for item in items], np.float64)
+    columns |= dict(zip(CORNERS, boxes.T, strict=True))
+    with ray_session():
+        done = 0
+        for task in map_by_actors(columns, RayWorker, (encoder.recipe, batch), encoder.on_gpu, batch, BATCHES_A_TASK):
             if not np.array_equal(task["number"], np.arange(done, done + len(task["number"]))):
                 raise EvcapError(f"Ray lost the order of the pictures behind the first {done}; run again, or without Ray")
             done += len(task["number"])
             yield from (task["key"][start : start + batch] for start in range(0, len(task["key"]), batch))
-    except ray.exceptions.RayError as error:
-        cause = re.search(r"^[\w.]*(Error|Exception): .+$", str(error), re.MULTILINE)  # under the first traceback
-        raise EvcapError(f"a Ray worker failed: {cause[0] if cause else ' '.join(str(error).split())}") from None
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _ray_dataset(encoder: Encoder, items: Sequence[NamedImage], batch: int):
-    """The items as a Ray dataset with columns number and key (D), not yet computed."""
-    import pyarrow
-    import ray
-
-    kind = "GPU" if next(encoder.captioner.model.parameters()).is_cuda else "CPU"
-    workers = max(1, int(ray.cluster_resources().get(kind, 1)))
-    # tasks of whole batches, so that these are cut where one process cuts them
-    size = batch * min(BATCHES_A_TASK, ceil(len(items) / (batch * workers * 4)))
-    columns = {"number": np.arange(len(items)), "path": [os.fsencode(os.path.abspath(item.path)) for item in items]}
-    boxes = np.array([item.box or NO_BOX for item in items], np.float64)
-    table = pyarrow.table(columns | dict(zip(CORNERS, boxes.T, strict=True)))
-    blocks = [table.slice(start, size) for start in range(0, len(items), size)]
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    preset = str(preset_path(encoder.preset).resolve())
-    return ray.data.from_arrow(blocks).map_batches(
-        RayWorker,
-        fn_constructor_args=(preset, encoder.trained and encoder.trained.resolve(), encoder.fingerprint, batch),
-        batch_size=batch,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
-        **{f"num_{kind.lower()}s": 1},
-    )
 
 
 class RayWorker:
-    """An actor of Ray: loads the preset once, then turns batches of paths and boxes into keys."""
+    """An actor of Ray: loads the preset once, then turns paths and boxes into keys, `batch` at a time."""
 
-    def __init__(self, preset: str, trained: Path | None, fingerprint: str, batch: int):
-        self.encoder, self.batch = Encoder(preset, trained), batch
-        if self.encoder.fingerprint != fingerprint:
-            raise EvcapError("the encoder on a worker is another one; install the same evcap and weights on every node")
+    def __init__(self, recipe: tuple, batch: int):
+        self.encoder, self.batch = Encoder.after(recipe), batch
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         boxes = [None if isnan(x1) else (x1, *rest) for x1, *rest in zip(*(rows[c].tolist() for c in CORNERS), strict=True)]

@@ -23,22 +23,22 @@ class ImageError(EvcapError):
     """A file that cannot be used as a picture, with the reason in one line."""
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
+def find_images(paths: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files that `paths` mean, in the order given, each once.
 
     A folder stands for all pictures below it (by suffix, sorted, hidden ones left out), a pattern with * ? [ ] for what
     it matches. A file that is named is kept whatever it is, as is a path among others that leads to nothing:
-    `open_image` says what is wrong with it. Raises EvcapError if there is no file at all.
+    `open_image` says what is wrong with it. suffixes: in lower case. Raises EvcapError if there is no file at all.
     """
     found: dict[str, Path] = {}
     for given in paths:
         path, pattern = Path(given), str(given)
         if path.is_dir():
-            files = _images_below(path)
+            files = _images_below(path, suffixes)
         elif glob.has_magic(pattern) and not path.exists():
             matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-            folders = [file for match in matches if match.is_dir() for file in _images_below(match)]
-            files = [match for match in matches if match.suffix.lower() in SUFFIXES and not match.is_dir()] + folders
+            folders = [file for match in matches if match.is_dir() for file in _images_below(match, suffixes)]
+            files = [match for match in matches if match.suffix.lower() in suffixes and not match.is_dir()] + folders
         else:
             files = [path]
         for file in files or [path]:
@@ -46,18 +46,18 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     if not any(os.path.isfile(file) for file in found.values()):
         named = ", ".join(str(path) for path in found.values())
         if any(path.is_dir() for path in found.values()):
-            raise EvcapError(f"no pictures in {named}: looked for {' '.join(SUFFIXES)}, in folders below too")
+            raise EvcapError(f"no pictures in {named}: looked for {' '.join(suffixes)}, in folders below too")
         raise EvcapError(f"there is no file {named}" if named else "no pictures were named")
     return list(found.values())
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     unreadable: list[Path] = []  # kept, so that somebody hears of them
     for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 files.append(Path(parent, name))
     return sorted(files + unreadable)
 

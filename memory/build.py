@@ -19,10 +19,11 @@ from typing import Annotated
 
 import typer
 
+from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
-from evcap.encoding import Encoder, Engine, EngineChoice, Trained, encode_keys
+from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
@@ -34,6 +35,7 @@ class Config:
     """What goes into a memory. Paths are relative to --data."""
 
     names: str | None = None  # list of object names to find in captions, one a line, synonyms after "/"
+    words: list[str] = field(default_factory=list)  # further names to find in captions
     boxes: list[str] = field(default_factory=list)  # sets with instances_train.json
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
@@ -93,10 +95,11 @@ def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator
     """Photos whose captions agree on a name of the list or on one of `labels`, the names that boxes and scenes have."""
     if not config.captions:
         return
-    if config.names is None:
-        raise EvcapError("the config reads `captions` and so must give `names`, the file of names to find in them")
-    synonyms = {clean_name(s.split("(")[0]) for row in read_name_list(data / config.names) for s in row}
-    finder = NameFinder(sorted((synonyms | labels) - {""} - {clean_name(e) for e in config.exclude}))
+    if not (config.names or config.words):
+        raise EvcapError("the config reads `captions` and so must give names to find in them: `names`, a file, or `words`")
+    listed = {s.split("(")[0] for row in read_name_list(data / config.names) for s in row} if config.names else set()
+    wanted = {clean_name(word) for word in listed | set(config.words)}
+    finder = NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
             said = Counter(n for caption in record.captions for n in {m.name for m in finder.find(caption)})

@@ -18,10 +18,11 @@ from typing import Annotated
 
 import typer
 
+from evcap.cluster import Engine, EngineChoice
 from evcap.config import assets_folder, load_preset, shipped_memory
 from evcap.console import NoBars, command, complain, report
 from evcap.datasets import read_vocabulary
-from evcap.encoding import Encoder, Engine, EngineChoice, Trained, encode_keys
+from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage, columns, read_named_folders

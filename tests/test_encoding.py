@@ -12,7 +12,8 @@ from forks import Fork
 from PIL import Image
 from tiny_run import world
 
-from evcap.encoding import Encoder, Engine, encode_keys
+from evcap.cluster import Engine
+from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage

@@ -1,0 +1,219 @@
+"""The tile index: query features of the tiles of a plan, kept in a folder, filled in any order and in any number of runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from evcap.config import Preset
+from evcap.errors import EvcapError
+from evcap.uhr.plans import Plan
+from evcap.uhr.raster import Raster
+from evcap.uhr.reading import Tiles, read_ahead, squares
+from evcap.uhr.tile_files import check_manifest, create, read_rows, remedy, runs, saying, write_rows
+
+MISSING, ENCODED, EMPTY = 0, 1, 2
+BATCH = 16  # tiles that go through the encoder together; 32 need 0.4 GB more with the embedded preset
+
+
+class TileEncoder(Protocol):
+    """What evcap.predictor.Captioner has."""
+
+    preset: Preset
+    encoder_fingerprint: str
+
+    def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How many tiles a run encoded, how many it found to be empty, and out of how many tiles these are."""
+
+    encoded: int
+    empty: int
+    of: int
+
+
+Batch = tuple[np.ndarray, np.ndarray | None, np.ndarray]
+NONE = np.zeros(0, np.int64)
+
+
+def encode_tiles(read: Iterable[Tiles], encoder: TileEncoder, batch: int) -> Iterator[Batch]:
+    """Numbers (n,) int64 of encoded tiles with their query features (n,Q,W) float16, or numbers (m,) of empty tiles.
+
+    The encoder always gets `batch` pictures, at last some twice: its rounding depends on how many there are. So features do
+    not depend on where a run was interrupted, nor on who encodes which tiles.
+    """
+
+    def encoded(now: list[tuple[int, np.ndarray]]) -> Batch:
+        pictures = [Image.fromarray(pixels) for _, pixels in now]
+        pictures += pictures[-1:] * (batch - len(now))
+        queries = encoder.query_features(pictures, batch)[: len(now)].to(torch.float16).numpy()
+        return np.array([number for number, _ in now], np.int64), queries, NONE
+
+    waiting: list[tuple[int, np.ndarray]] = []
+    for tiles in read:
+        if len(tiles.empty):
+            yield NONE, None, tiles.empty
+        waiting += zip(tiles.numbers.tolist(), tiles.pixels, strict=True)
+        while len(waiting) >= batch:
+            now, waiting = waiting[:batch], waiting[batch:]
+            yield encoded(now)
+        waiting = [(number, pixels.copy()) for number, pixels in waiting]  # what was read with them can go
+    if waiting:
+        yield encoded(waiting)
+
+
+class TileIndex:
+    """A folder: manifest.json, features.f16 with the query features of tile n at n times their size, and states.u8 with a byte
+    for each tile. Where nothing was encoded the files have holes, which take no space.
+
+    plan: whose tiles they are. states (N,) uint8: MISSING, ENCODED or EMPTY (nothing in it is valid).
+    shape: (Q,W) of the features of a tile. They are read and written, not mapped, so that main memory does not grow with them.
+    """
+
+    def __init__(self, folder: Path, raster: Raster, plan: Plan, encoder: str, shape: tuple[int, int]):
+        """Use `open`."""
+        self.folder, self.raster, self.plan, self.encoder, self.shape = folder, raster, plan, encoder, shape
+        self._row = int(np.prod(shape)) * 2  # bytes
+        self.states = self._read_states()
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, raster: Raster, plan: Plan, encoder: str, shape: tuple[int, int] = (32, 384)
+    ) -> TileIndex:
+        """The index in a folder, an empty one if there is none yet.
+
+        encoder: fingerprint of what makes the features, of shape (Q,W). Raises EvcapError, one line, for the index of another
+        file, plan or encoder, for one that is damaged, and for a folder that cannot be written.
+        """
+        folder = Path(folder)
+        told = {"raster": raster.fingerprint(), "plan": plan.name, "encoder": encoder}
+        told |= {"file": raster.path.name, "size": [plan.width, plan.height], "tiles": len(plan), "shape": list(shape)}
+        try:
+            if not (folder / "manifest.json").exists():
+                create(folder, told)
+            check_manifest(folder, told, raster.path)
+        except OSError as error:
+            raise EvcapError(f"cannot use {folder} as a tile index: {error.strerror}") from None
+        return cls(folder, raster, plan, encoder, tuple(shape))
+
+    def _read_states(self) -> np.ndarray:
+        features, states = self.folder / "features.f16", self.folder / "states.u8"
+        try:
+            sizes = features.stat().st_size, states.stat().st_size
+            found = np.fromfile(states, np.uint8)
+        except OSError as error:
+            raise EvcapError(f"cannot read {error.filename or states}: {error.strerror}; {remedy(self.folder)}") from None
+        if sizes != (len(self.plan) * self._row, len(self.plan)) or (len(found) and found.max() > EMPTY):
+            raise EvcapError(f"{self.folder} does not hold {len(self.plan):,} tiles; {remedy(self.folder)}")
+        return found
+
+    def numbers(self) -> np.ndarray:
+        """(n,) int64: the encoded tiles, sorted."""
+        return np.flatnonzero(self.states == ENCODED)
+
+    def queries(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,Q,W) float16: the query features of these tiles, in this order. ValueError for tiles that are not encoded."""
+        numbers = np.asarray(numbers, np.int64)
+        if (self.states[numbers] != ENCODED).any():
+            raise ValueError("some of these tiles are not encoded")
+        rows = np.empty((len(numbers), *self.shape), np.float16)
+        path = self.folder / "features.f16"
+        try:
+            with path.open("rb", buffering=0) as file:
+                for start, stop in runs(numbers):
+                    read_rows(file.fileno(), rows[start:stop], int(numbers[start]) * self._row)
+        except OSError as error:
+            raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+        return rows
+
+    def chunks(self, count: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(numbers (n,), queries (n,Q,W) float16) of all encoded tiles, at most `count` at a time (of 25 kB each)."""
+        numbers = self.numbers()
+        for start in range(0, len(numbers), count):
+            yield numbers[start : start + count], self.queries(numbers[start : start + count])
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """Nobody else writes meanwhile; what others wrote before is known then. Raises EvcapError if somebody does."""
+        with ExitStack() as files:
+            with saying(self.folder):
+                names = "features.f16", "states.u8"
+                features, states = (files.enter_context((self.folder / name).open("r+b", buffering=0)) for name in names)
+                try:
+                    fcntl.flock(states, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise EvcapError(f"another process is writing to {self.folder}; wait until it is done") from None
+            self.states[:] = self._read_states()
+            yield Writer(self, features.fileno(), states.fileno())
+
+    def fill(self, encoder: TileEncoder, numbers: np.ndarray | None = None, batch: int = BATCH, quiet: bool = False) -> Filled:
+        """Encode what is missing of these tiles (None: of all). Each batch is on disk before the next: may be killed any time.
+
+        Raises EvcapError, one line, when the file cannot be read or the index not be written.
+        """
+        if encoder.encoder_fingerprint != self.encoder:
+            raise EvcapError(f"{self.folder} is the index of another encoder; {remedy(self.folder)}")
+        with self.writing() as writer:
+            before, todo = self.counts(), writer.missing(numbers)
+            groups = squares(self.plan, todo, self.raster)
+            reading = read_ahead(self.raster, self.plan, groups, encoder.preset.vision.image_size)
+            with closing(reading), tqdm(total=len(todo), desc="tiles", unit="tile", disable=quiet or None) as bar:
+                for encoded, queries, empty in encode_tiles(reading, encoder, batch):
+                    writer.store(encoded, queries, empty)
+                    bar.update(len(encoded) + len(empty))
+        after, asked = self.counts(), self.plan if numbers is None else numbers
+        return Filled(after[ENCODED] - before[ENCODED], after[EMPTY] - before[EMPTY], len(asked))
+
+    def counts(self) -> list[int]:
+        """How many tiles are MISSING, ENCODED and EMPTY."""
+        return np.bincount(self.states, minlength=3).tolist()
+
+
+class Writer:
+    """Stores tiles of an index that is locked, see TileIndex.writing."""
+
+    def __init__(self, index: TileIndex, features: int, states: int):
+        self._index, self._features, self._states = index, features, states
+
+    def missing(self, numbers: np.ndarray | None = None) -> np.ndarray:
+        """(n,) int64, sorted: those of these tiles (None: of all) that are to be encoded. Those of which the file tells that
+        nothing is in them are marked."""
+        index = self._index
+        states = index.states
+        todo = np.flatnonzero(states == MISSING) if numbers is None else np.unique(np.asarray(numbers, np.int64))
+        todo = todo[states[todo] == MISSING]
+        empty = [np.zeros(0, bool)]
+        for part in np.array_split(todo, len(todo) // 65536 + 1):
+            empty.append(np.array([index.raster.empty(box) for box in index.plan.boxes(part)], bool))
+        empty = np.concatenate(empty)
+        self._mark(todo[empty], EMPTY)
+        return todo[~empty]
+
+    def store(self, numbers: np.ndarray, queries: np.ndarray | None, empty: np.ndarray) -> None:
+        """Features (n,Q,W) float16 of tiles, None if n is 0, and tiles (m,) that are empty. Raises EvcapError if the disk is
+        full."""
+        row = self._index._row
+        with saying(self._index.folder):
+            for start, stop in runs(numbers):
+                write_rows(self._features, np.ascontiguousarray(queries[start:stop]), int(numbers[start]) * row)
+            os.fdatasync(self._features)  # before the marks: whatever ends this process leaves no mark without its features
+        self._mark(numbers, ENCODED)
+        self._mark(empty, EMPTY)
+
+    def _mark(self, numbers: np.ndarray, state: int) -> None:
+        with saying(self._index.folder):
+            for start, stop in runs(numbers):
+                write_rows(self._states, np.full(stop - start, state, np.uint8), int(numbers[start]))
+                self._index.states[numbers[start:stop]] = state
