@@ -187,3 +187,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
 def assets_folder(name_or_path: str | Path, preset: Preset) -> Path:
     """The folder of a preset's own tensors and memory; `name_or_path` is what the preset was read from."""
     return preset_path(name_or_path).parent / (preset.assets or "")
+
+
+def shipped_memory() -> Path:
+    """The memory inside the package, which is only read."""
+    return assets_folder("embedded", load_preset("embedded")) / "memory"

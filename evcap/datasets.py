@@ -131,8 +131,8 @@ def _lvis_instance(a: dict, path: Path, name: str) -> Instance:
     return Instance(a["image_id"], path, name, (x, y, x + width, y + height), float(a["area"]), False)
 
 
-def read_lvis_names(path: str | Path) -> list[list[str]]:
-    """Names of a text file, one a line with its synonyms after "/": "aerosol can/spray can" -> ["aerosol can", "spray can"]."""
+def read_name_list(path: str | Path) -> list[list[str]]:
+    """Rows of a text file, a name each with its synonyms after "/": aerosol can/spray can -> ["aerosol can", "spray can"]."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -143,12 +143,12 @@ def read_lvis_names(path: str | Path) -> list[list[str]]:
 
 
 def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
-    """Names to say, in the file's order, each with all names that mean it, from a file as `read_lvis_names` reads.
+    """Names to say, in the file's order, each with all names that mean it, from a file as `read_name_list` reads.
 
     A line is said by its first name, without its sense in parentheses; lines that are said alike become one.
     """
     vocabulary: dict[str, set[str]] = {}
-    for row in read_lvis_names(path):
+    for row in read_name_list(path):
         said = spoken_name(row[0])
         if not said:
             raise EvcapError(f"{path}: '{row[0]}' holds nothing that can be said; give a name of letters or digits")

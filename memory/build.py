@@ -22,7 +22,7 @@ import typer
 from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
-from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_lvis_names
+from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
@@ -97,7 +97,7 @@ def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator
         return
     if not (config.names or config.words):
         raise EvcapError("the config reads `captions` and so must give names to find in them: `names`, a file, or `words`")
-    listed = {s.split("(")[0] for row in read_lvis_names(data / config.names) for s in row} if config.names else set()
+    listed = {s.split("(")[0] for row in read_name_list(data / config.names) for s in row} if config.names else set()
     wanted = {clean_name(word) for word in listed | set(config.words)}
     finder = NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
@@ -145,6 +145,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
+    """Build a memory from named pictures: folders, CSV files, LVIS, boxes, captions, scenes."""
     config = load_yaml(config_path, Config)
     if min(config.per_name, config.batch) < 1:
         raise EvcapError(f"{config_path}: per_name and batch must be at least 1")

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+import yaml
 from forks import Fork
 from PIL import Image
 from tiny_diffusion import save_pipeline
 from tiny_run import world
 from typer.testing import CliRunner
 
+from evcap.config import shipped_memory
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from memory import rebuild
@@ -190,14 +192,30 @@ def test_bad_calls_get_one_clear_line(folder):
     with pytest.raises(EvcapError, match="memory does not exist"):
         run(folder, target="--extend")
     with pytest.raises(EvcapError, match="the shipped memory is only read"):
-        shipped = rebuild.shipped_memory("embedded")
-        rebuild.main(folder / "names.txt", output=shipped)
+        rebuild.main(folder / "names.txt", output=shipped_memory())
     (folder / "names.txt").write_text("qbuzz\n")
     with pytest.raises(EvcapError, match="there is nothing for qbuzz: give pictures"):
         run(folder)
     with pytest.raises(EvcapError, match="made by another encoder|was made by encoder"):
-        run(folder, "--reuse", rebuild.shipped_memory("embedded"))
+        run(folder, "--reuse", shipped_memory())
     assert not (folder / "memory").exists()
+
+
+def test_a_presets_own_memory_is_reused_and_may_be_written(folder):
+    """A preset of one's own: nothing to reuse at first, then its memory grows by the names that a new list adds."""
+    preset = yaml.safe_load((world() / "preset.yaml").read_text()) | {"assets": "assets"}
+    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
+    (folder / "assets").mkdir()
+    shutil.copy(world() / "start.safetensors", folder / "assets" / "trained.safetensors")
+    assert rebuild.own_memory(str(folder / "preset.yaml")) is None
+    options = {"images": [folder / "photos"], "preset": str(folder / "preset.yaml"), "quiet": True}
+    rebuild.main(folder / "names.txt", output=folder / "assets" / "memory", **options)
+    assert VisualNameMemory.open(folder / "assets" / "memory").names == ["kite", "kite"]
+    (folder / "names.txt").write_text("kite\nboat\n")
+    rebuild.main(folder / "names.txt", output=folder / "memory", **options)
+    made = opened(folder)
+    assert made.names == ["kite", "kite", "boat"] and made.sources == ["photos"] * 3
+    assert VisualNameMemory.open(folder / "assets" / "memory").names == ["kite", "kite"]
 
 
 def test_synonyms_find_material_but_what_is_said_means_itself(folder):

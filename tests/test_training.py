@@ -1,6 +1,7 @@
 """The run folder, and both recipes killed in the middle of a tiny run: they resume to the same losses."""
 
 import json
+import os
 import time
 
 import pytest
@@ -93,6 +94,17 @@ def test_other_settings_are_refused(tmp_path):
     RunFolder(tmp_path, {"seed": 0})
     with pytest.raises(EvcapError, match="other settings"):
         RunFolder(tmp_path, {"seed": 1})
+
+
+def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        RunFolder(tmp_path, {"seed": 0})
+    assert not list(tmp_path.iterdir())
+    RunFolder(tmp_path, {"seed": 1})
 
 
 def test_the_later_record_of_a_step_counts(tmp_path):

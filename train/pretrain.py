@@ -171,6 +171,7 @@ def main(
     data: DataFolder,
     quiet: NoBars = False,
 ) -> None:
+    """Pretrain the image Q-Former of the embedded preset."""
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
