@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -142,16 +142,19 @@ def is_large(path: Path) -> bool:
         return False  # it is opened as a photo, which tells what is wrong
 
 
-def large_captions(preset: str, memory: Path | None, quiet: bool):
-    """A function: path of a large picture -> Answer, its caption. The model is loaded once, at the first."""
+def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quiet: bool) -> Iterator[tuple]:
+    """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
     from functools import cache, partial
 
     from evcap.uhr.answer import Analyst
+    from evcap.uhr.raster import RasterError
 
     load = cache(partial(Analyst.load, preset, memory))
-
-    def caption(path: Path) -> Answer:
-        with opened(path) as raster:
-            return load().caption(_index(load(), raster, default_folder(path)), quiet=quiet)
-
-    return caption
+    for file in files:
+        try:
+            with opened(file) as raster:
+                said = load().caption(_index(load(), raster, default_folder(file)), quiet=quiet)
+        except RasterError as error:  # other errors are of settings, which no other file would change
+            yield file, None, str(error)
+        else:
+            yield file, said.as_caption(), None

@@ -13,8 +13,8 @@ from PIL import Image
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.lora import without_lora
-from evcap.memory import VisualNameMemory
-from evcap.predictor import Captioner
+from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.predictor import Caption, Captioner
 from evcap.uhr.evidence import Evidence
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.geo import cell_words
@@ -43,6 +43,13 @@ class Answer:
     count: int | None = None
     encoded: int = 0
     tiles: int = 0
+
+    def as_caption(self) -> Caption:
+        """The text as a photo's caption, with the names of all that was described, each once, the most similar first."""
+        names: dict[str, float] = {}
+        for name, similarity in sorted((n for item in self.evidence for n in item.names), key=lambda n: -n[1]):
+            names.setdefault(name, similarity)
+        return Caption(self.text, [self.text], [RetrievedName(name, similarity, -1) for name, similarity in names.items()])
 
 
 def looked_at(kind: str) -> int:
