@@ -54,9 +54,10 @@ def write_geojson(path: str | Path, raster: Raster, evidence: Sequence[Evidence]
     for number, item in numbered(evidence):
         properties = described(raster, item, number)
         features.append({"type": "Feature", "id": number, "geometry": properties.pop("geometry"), "properties": properties})
-    collection = {"type": "FeatureCollection", "question": question, "answer": answer, "features": features}
+    head = json.dumps({"type": "FeatureCollection", "question": question, "answer": answer})
+    lines = ",\n".join(json.dumps(feature, allow_nan=False) for feature in features)
     try:
-        write_whole(Path(path), json.dumps(collection, allow_nan=False, indent=1) + "\n")
+        write_whole(Path(path), f'{head[:-1]}, "features": [\n{lines}\n]}}\n')
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

@@ -32,7 +32,7 @@ LARGEST = (9.0, 7.4)  # overview
 NARROWEST = 1.0
 THUMBNAIL, TEXT = (1.8, 3.0), 0.8  # a thumbnail's side, and the lines below it
 MARGIN, GAP, LINE = 0.25, 0.25, 0.27
-LETTERS = 17  # of a caption
+LETTERS = 16  # of a caption, in an inch
 BADGE, SMALLEST = 0.24, 0.13  # a number, and the side of the smallest box drawn
 DPI = 110
 HALO = [withStroke(linewidth=4, foreground="white")]  # visible on any ground
