@@ -43,11 +43,15 @@ def lossy(compression: Compression) -> bool:
     return compression in (Compression.jpeg, Compression.webp)
 
 
-def cog_options(compression: Compression, quality: int, indexed: bool) -> dict[str, str]:
-    """Of GDAL's COG driver. indexed: the values are numbers of colours, of which no mean can be taken."""
+def cog_options(dataset: DatasetReader, compression: Compression, quality: int) -> dict[str, str]:
+    """Of GDAL's COG driver. Of numbers of colours no mean is taken; differences are compressed of whole bytes only."""
+    indexed = dataset.colorinterp[0].name == "palette"
     options = {"COMPRESS": compression.name.upper(), "BIGTIFF": "IF_SAFER", "NUM_THREADS": "ALL_CPUS", "SPARSE_OK": "YES"}
     options |= {"BLOCKSIZE": str(BLOCK), "OVERVIEW_RESAMPLING": "MODE" if indexed else "AVERAGE"}
-    return options | ({"QUALITY": str(quality)} if lossy(compression) else {"PREDICTOR": "YES"})
+    if lossy(compression):
+        return options | {"QUALITY": str(quality)}
+    whole_bytes = "NBITS" not in dataset.tags(ns="IMAGE_STRUCTURE", bidx=1)
+    return options | ({"PREDICTOR": "YES"} if whole_bytes and not indexed else {})
 
 
 def cache_bytes(dataset: DatasetReader) -> int:
@@ -85,8 +89,7 @@ def write_cog(source: Path, target: Path, compression: Compression, quality: int
             with rasterio.open(source) as dataset, rasterio.Env(GDAL_CACHEMAX=cache_bytes(dataset)):
                 if lossy(compression) and set(dataset.dtypes) != {"uint8"}:
                     raise EvcapError(f"{compression} holds 8 bits, not {dataset.dtypes[0]}; take deflate")
-                indexed = dataset.colorinterp[0].name == "palette"
-                rasterio.shutil.copy(dataset, target, driver="COG", **cog_options(compression, quality, indexed))
+                rasterio.shutil.copy(dataset, target, driver="COG", **cog_options(dataset, compression, quality))
         except Exception as error:  # GDAL's own are of many classes
             failed.append(error)
 

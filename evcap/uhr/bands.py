@@ -34,8 +34,6 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
 
     Raises EvcapError for bands that the file does not have, and for complex numbers.
     """
-    if not dataset.count:
-        raise EvcapError("there are no bands in it")
     roles = [role.name for role in dataset.colorinterp]
     alpha = roles.index("alpha") + 1 if "alpha" in roles else None
     colours = [number for number in range(1, dataset.count + 1) if number != alpha] or [1]

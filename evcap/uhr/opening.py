@@ -49,7 +49,8 @@ def _driver_of(path: Path, checked: set[Path]) -> str:
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """The first and the last 4096 bytes."""
     if not path.exists():
-        raise RasterError(f"{path}: there is no such file")
+        elsewhere = str(path).startswith("/vsi") or ":/" in str(path)
+        raise RasterError(f"{path}: {'only local files are read; download it' if elsewhere else 'there is no such file'}")
     if not path.is_file():
         raise RasterError(f"{path}: {'a folder' if path.is_dir() else 'not a regular file'}; name a raster file")
     try:

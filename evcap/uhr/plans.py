@@ -16,6 +16,7 @@ from evcap.errors import EvcapError
 
 MOST_CELLS = 100  # of grid and cc along an axis: 338,350 boxes, which are all made once to find those that coincide
 MOST_OVERLAP = 0.9  # a hundred tiles over each pixel
+# An overlap of a quarter: what is no longer than a quarter of a tile is whole in one of them, for 1.8 times the tiles.
 DEFAULTS = {
     "vit": {"side": 448},
     "grid": {"cells": 10},
