@@ -47,3 +47,14 @@ def photos(tmp_path, monkeypatch) -> list[str]:
     for number, colour in enumerate(COLOURS):
         Image.new("RGB", (20, 20), colour).save(f"p{number}.png")
     return [f"p{number}.png" for number in range(5)]
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    yield ray
+    ray.shutdown()

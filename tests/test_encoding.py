@@ -127,18 +127,6 @@ def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
         encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
 
 
-@pytest.fixture(scope="module")
-def two_workers():
-    """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""
-    ray = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as variables:
-        variables.setenv("RAY_worker_niceness", "0")
-        variables.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-        yield ray
-        ray.shutdown()
-
-
 def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker has one

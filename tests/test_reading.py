@@ -19,6 +19,8 @@ from evcap.uhr.plans import make_plan
 from evcap.uhr.raster import Raster
 from evcap.uhr.reading import AHEAD, read_ahead, squares
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 
 @pytest.fixture(autouse=True)
 def small_squares(monkeypatch):

@@ -37,7 +37,7 @@ def fill_promising(
             whole = depth == 0 or _missing(index, chosen) <= left - budget // 2
         if not whole:
             ranked = best[np.argsort(-_scores(index, best, score), kind="stable")]
-            chosen = _below(index, ranked, left // (len(plan.levels) - depth))
+            chosen = _below(index, ranked, max(min(left, 1), left // (len(plan.levels) - depth)))
         left -= _missing(index, chosen)
         index.fill(encoder, chosen, batch, quiet)
         best = chosen[index.states[chosen] == ENCODED]
@@ -49,7 +49,7 @@ def _with_content(index: TileIndex, numbers: np.ndarray) -> np.ndarray:
     """Those that are not known to be empty."""
     numbers = numbers[index.states[numbers] != EMPTY]
     known = index.states[numbers] == ENCODED
-    return numbers[known | ~np.array([index.raster.empty(box) for box in index.plan.boxes(numbers)], bool)]
+    return numbers[known | ~index.raster.empty_boxes(index.plan.boxes(numbers))]
 
 
 def _missing(index: TileIndex, numbers: np.ndarray) -> int:
@@ -62,13 +62,14 @@ def _scores(index: TileIndex, numbers: np.ndarray, score: Score) -> np.ndarray:
 
 
 def _below(index: TileIndex, parents: Iterable[int], budget: int) -> np.ndarray:
-    """The children of as many of these tiles, from the first on, as can be encoded for `budget`."""
+    """The children of these tiles, of the first ones first, as far as `budget` goes."""
     chosen: dict[int, None] = {}
     for parent in parents:
         children = np.array([child for child in index.plan.children([parent]) if child not in chosen], np.int64)
         children = _with_content(index, children)
+        children = children[np.cumsum(index.states[children] == MISSING) <= budget]
         budget -= _missing(index, children)
-        if budget < 0:
-            break
         chosen |= dict.fromkeys(children.tolist())
+        if not budget:
+            break
     return np.array(sorted(chosen), np.int64)

@@ -65,9 +65,11 @@ def create(folder: Path, told: dict) -> None:
         fcntl.flock(states, fcntl.LOCK_EX)
         if (folder / "manifest.json").exists():  # somebody else was as quick
             return
-        for file, size in ((features, 2 * int(np.prod(told["shape"]))), (states, 1)):
+        for file in (features, states):
             file.truncate(0)  # whatever is there, nobody knows of which file it is
-            file.truncate(told["tiles"] * size)
+        features.truncate(told["tiles"] * 2 * int(np.prod(told["shape"])))
+        states.write(bytes(told["tiles"]))  # no hole: a full disk shall not keep anybody from marking what is encoded
+        states.flush()
         write_whole(folder / "manifest.json", json.dumps({"format": FORMAT} | told, indent=1) + "\n")
 
 

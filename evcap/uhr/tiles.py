@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from evcap.uhr.towers import Tower
 
 MISSING, ENCODED, EMPTY = 0, 1, 2
+SYNC = 1.0  # seconds after which what was encoded is on disk
 BATCH = 16  # tiles that go through the encoder together; 32 need 0.4 GB more with the embedded preset
 
 
@@ -149,15 +151,21 @@ class TileIndex:
                 except BlockingIOError:
                     raise EvcapError(f"another process is writing to {self.folder}; wait until it is done") from None
             self.states[:] = self._read_states()
-            yield Writer(self, features.fileno(), states.fileno())
+            writer = Writer(self, features.fileno(), states.fileno())
+            try:
+                yield writer
+            finally:
+                writer.flush()
 
     def fill(self, encoder: Tower, numbers: np.ndarray | None = None, batch: int = BATCH, quiet: bool = False) -> Filled:
-        """Encode what is missing of these tiles (None: of all). Each batch is on disk before the next: may be killed any time.
+        """Encode what is missing of these tiles (None: of all). May be killed: the next run goes on where this one was a second
+        before.
 
         Raises EvcapError, one line, when the file cannot be read or the index not be written.
         """
         if encoder.encoder_fingerprint != self.encoder:
             raise EvcapError(f"{self.folder} is the index of another encoder; {remedy(self.folder)}")
+        self.raster.check_unchanged()
         with self.writing() as writer:
             before, todo = self.counts(), writer.missing(numbers)
             groups = squares(self.plan, todo, self.raster)
@@ -175,35 +183,41 @@ class TileIndex:
 
 
 class Writer:
-    """Stores tiles of an index that is locked, see TileIndex.writing."""
+    """Stores tiles of an index that is locked, see TileIndex.writing. `states` follow after SYNC seconds, and at the end."""
 
     def __init__(self, index: TileIndex, features: int, states: int):
         self._index, self._features, self._states = index, features, states
+        self._stored, self._synced = [], time.monotonic()
 
     def missing(self, numbers: np.ndarray | None = None) -> np.ndarray:
         """(n,) int64, sorted: those of these tiles (None: of all) that are to be encoded. Those of which the file tells that
         nothing is in them are marked."""
         index = self._index
-        states = index.states
-        todo = np.flatnonzero(states == MISSING) if numbers is None else np.unique(np.asarray(numbers, np.int64))
-        todo = todo[states[todo] == MISSING]
-        empty = [np.zeros(0, bool)]
-        for part in np.array_split(todo, len(todo) // 65536 + 1):
-            empty.append(np.array([index.raster.empty(box) for box in index.plan.boxes(part)], bool))
-        empty = np.concatenate(empty)
+        todo = np.arange(len(index.states)) if numbers is None else np.unique(np.asarray(numbers, np.int64))
+        todo = todo[index.states[todo] == MISSING]
+        empty = index.raster.empty_boxes(index.plan.boxes(todo))
         self._mark(todo[empty], EMPTY)
         return todo[~empty]
 
     def store(self, numbers: np.ndarray, queries: np.ndarray | None, empty: np.ndarray) -> None:
         """Features (n,Q,W) float16 of tiles, None if n is 0, and tiles (m,) that are empty. Raises EvcapError if the disk is
         full."""
-        row = self._index._row
         with saying(self._index.folder):
             for start, stop in runs(numbers):
-                write_rows(self._features, np.ascontiguousarray(queries[start:stop]), int(numbers[start]) * row)
-            os.fdatasync(self._features)  # before the marks: whatever ends this process leaves no mark without its features
-        self._mark(numbers, ENCODED)
-        self._mark(empty, EMPTY)
+                rows = np.ascontiguousarray(queries[start:stop])
+                write_rows(self._features, rows, int(numbers[start]) * self._index._row)
+        self._stored += [(numbers, ENCODED), (empty, EMPTY)]
+        if time.monotonic() - self._synced >= SYNC:
+            self.flush()
+
+    def flush(self) -> None:
+        """What is stored is on disk, with its marks."""
+        with saying(self._index.folder):
+            os.fdatasync(self._features)  # before the marks: whatever ends this machine leaves no mark without features
+        stored, self._stored = self._stored, []
+        for numbers, state in stored:
+            self._mark(numbers, state)
+        self._synced = time.monotonic()
 
     def _mark(self, numbers: np.ndarray, state: int) -> None:
         with saying(self._index.folder):
