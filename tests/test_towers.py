@@ -40,7 +40,7 @@ def test_cosines_are_those_of_transformers(clip):
     square = [picture.resize((32, 32), Image.Resampling.BICUBIC) for picture in pictures]
     with torch.inference_mode():
         logits = model(**processor(text=phrases, images=square, padding=True, return_tensors="pt")).logits_per_image
-    expected = logits / model.logit_scale.exp()
+        expected = logits / model.logit_scale.exp()
     assert tower.shape == (1, 24)
     assert tower.image_size == 32
     assert torch.allclose(nearest_query(tower.query_features(pictures, 2), tower.read(phrases)), expected, atol=1e-5)
