@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from tqdm import tqdm
 
 from evcap.build import build_model, pick_device
@@ -73,15 +74,24 @@ class Encoder:
             raise EvcapError("the encoder on a worker is another one; install the same evcap and weights on every node")
         return encoder
 
+    @property
+    def width(self) -> int:
+        """Numbers of a key."""
+        return self.captioner.preset.image_qformer.width
+
+    def keys(self, images: Sequence[Image.Image], batch: int) -> np.ndarray:
+        """Pictures -> keys (n,D) float32."""
+        return self.captioner.keys(images, batch)
+
     def rows(self, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
         """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for a picture that does not open."""
         enough = 2 * self.captioner.preset.vision.image_size  # as all other commands open pictures
         with closing(open_ahead(items, batch, lambda item: item.open(enough))) as batches:
             for opened in batches:
                 pictures = {row: image for row, (_, image) in enumerate(opened) if not isinstance(image, ImageError)}
-                keys = np.full((len(opened), self.captioner.preset.image_qformer.width), nan, np.float32)
+                keys = np.full((len(opened), self.width), nan, np.float32)
                 if pictures:
-                    keys[list(pictures)] = self.captioner.keys(list(pictures.values()), batch)
+                    keys[list(pictures)] = self.keys(list(pictures.values()), batch)
                 yield keys
 
 
@@ -107,7 +117,7 @@ def encode_keys(
     progress: a folder that keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
     it was; the caller deletes it once the keys are safe. Raises EvcapError when no picture opens or Ray fails.
     """
-    width = encoder.captioner.preset.image_qformer.width
+    width = encoder.width
     if not items:
         return Encoded(np.zeros((0, width), np.float16), [], [])
     digest = hashlib.sha256("\n".join(map(_identity, items)).encode(errors="surrogateescape")).hexdigest()

@@ -9,9 +9,8 @@ together. A run that was killed goes on where it was; pictures that do not open 
 
 from __future__ import annotations
 
-import random
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from evcap.datasets import Instance, read_coco_captions, read_instances, read_lv
 from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
-from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
+from evcap.named import NamedImage, choose, columns, read_named_csv, read_named_folders
 from evcap.vocabulary import NameFinder, clean_name, spoken_name
 
 
@@ -126,15 +125,6 @@ def all_candidates(config: Config, data: Path) -> list[NamedImage]:
     captioned = list(caption_candidates(config, data, labels))
     photos = Counter(c.name for c in captioned)
     return labelled + [c for c in captioned if c.name in labels or photos[c.name] >= config.least]
-
-
-def choose(candidates: list[NamedImage], per_name: int, seed: int) -> list[NamedImage]:
-    """At most `per_name` images a name, drawn at random, names in alphabetical order."""
-    by_name = defaultdict(list)
-    for item in candidates:
-        by_name[item.name].append(item)
-    draw = random.Random(seed)
-    return [i for name in sorted(by_name) for i in draw.sample(by_name[name], min(per_name, len(by_name[name])))]
 
 
 def main(
