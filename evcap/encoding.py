@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from evcap.console import open_ahead
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images import ImageError
-from evcap.named import CORNERS, NamedImage
+from evcap.memory import VisualNameMemory
+from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
@@ -133,6 +135,26 @@ def encode_keys(
         cache.path.unlink()  # they may open another time
         raise EvcapError(f"none of the {len(items)} pictures can be used; the first: {failures[0]}")
     return Encoded(cache.rows[found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
+
+
+def save_memory(
+    encoder: Encoder,
+    items: Sequence[NamedImage],
+    output: Path,
+    batch: int = 32,
+    engine: Engine = Engine.local,
+    quiet: bool = False,
+) -> tuple[VisualNameMemory, list[str]]:
+    """A new memory of all items in the folder `output`, and a line for each picture that has no entry.
+
+    OUTPUT.part keeps what is done until the memory is whole. Raises EvcapError as `encode_keys` and `save` do.
+    """
+    part = output.with_name(f"{output.name}.part")
+    encoded = encode_keys(encoder, items, part, batch, engine, quiet)
+    memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
+    memory.save(output, quiet)
+    shutil.rmtree(part)
+    return memory, encoded.failures
 
 
 def _identity(item: NamedImage) -> str:

@@ -9,7 +9,6 @@ together. A run that was killed goes on where it was; pictures that do not open 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,10 +21,9 @@ from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
-from evcap.encoding import Encoder, Trained, encode_keys
+from evcap.encoding import Encoder, Trained, save_memory
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
-from evcap.named import NamedImage, choose, columns, read_named_csv, read_named_folders
+from evcap.named import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.vocabulary import NameFinder, clean_name, spoken_name
 
 
@@ -146,15 +144,10 @@ def main(
             f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
             "`folders` and `csv`"
         )
-    part = output.with_name(f"{output.name}.part")
-    encoder = Encoder(config.preset, trained)
-    encoded = encode_keys(encoder, chosen, part, config.batch, engine, quiet)
-    memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
-    memory.save(output, quiet)
-    shutil.rmtree(part)
+    memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, quiet)
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
-    report(encoded.failures, len(chosen))
-    if encoded.failures:
+    report(failures, len(chosen))
+    if failures:
         raise typer.Exit(1)
 
 

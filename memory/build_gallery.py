@@ -9,7 +9,6 @@ command goes on.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +19,8 @@ import typer
 from PIL import Image
 
 from evcap.console import NoBars, command, report
-from evcap.encoding import Encoder, encode_keys
-from evcap.memory import VisualNameMemory
-from evcap.named import NamedImage, choose, columns, read_named_csv, read_named_folders
+from evcap.encoding import Encoder, save_memory
+from evcap.named import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.qformer import mean_keys
 from evcap.uhr.towers import Tower, open_tower
 
@@ -61,14 +59,10 @@ def main(
 ) -> None:
     items = [item for source in sources for item in read(source)]
     chosen = choose(items, per_label, seed)
-    encoder, part = LabelEncoder(preset), output.with_name(f"{output.name}.part")
-    encoded = encode_keys(encoder, chosen, part, quiet=quiet)
-    gallery = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
-    gallery.save(output, quiet)
-    shutil.rmtree(part)
+    gallery, failures = save_memory(LabelEncoder(preset), chosen, output, quiet=quiet)
     print(f"{output}: {len(gallery)} pictures of {len(gallery.counts())} labels")
-    report(encoded.failures, len(chosen))
-    if encoded.failures:
+    report(failures, len(chosen))
+    if failures:
         raise typer.Exit(1)
 
 
