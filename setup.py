@@ -33,7 +33,8 @@ TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
 GPU = ["bitsandbytes>=0.46", "sentencepiece>=0.2"]
 SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing pictures
 CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
-DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12"]
+UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # pictures too large to open; the words of a question
+DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12", "pyogrio>=0.10", "shapely>=2"]  # the last two read GeoJSON
 
 setup(
     name="evcap",
@@ -52,7 +53,8 @@ setup(
         "gpu": GPU,
         "synth": SYNTH,
         "cluster": CLUSTER,
-        "dev": TRAIN + GPU + SYNTH + CLUSTER + DEV,
+        "uhr": UHR,
+        "dev": TRAIN + GPU + SYNTH + CLUSTER + UHR + DEV,
     },
     entry_points={"console_scripts": ["evcap = evcap.cli:app"]},
 )

@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from evcap.benchmarks import BENCHMARKS
+from evcap.console import command
 from evcap.datasets import CaptionedImage, read_coco_captions, read_instances
 from evcap.errors import EvcapError
 from evcap.images import open_image
@@ -102,4 +103,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command(main))

@@ -71,6 +71,7 @@ def main(
     split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given several times.")] = None,
     quiet: NoBars = False,
 ) -> None:
+    """Bring a benchmark that you downloaded into the format of data/README.md."""
     name = benchmark.value
     splits = split or list(BENCHMARKS[name])
     for unknown in set(splits) - set(BENCHMARKS[name]):

@@ -8,7 +8,8 @@
     python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
     python data/convert_weights.py compare blip2.safetensors --outputs blip2-outputs.safetensors
 
-SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote.
+SOURCE: a folder of transformers or its hub name, a LAVIS file, or a file that this script wrote. Of several, the first that
+holds a tensor gives it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from evcap.results import write_whole
 from evcap.start import first_tensors
 from evcap.weights import read_safetensors, write_safetensors
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="One or several sources of BLIP-2.")]
+SOURCE = "Folder of transformers, its hub name, or a file; the first that has a tensor counts."
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help=SOURCE)]
 Output = Annotated[Path, typer.Option(help="File or folder to write.")]
 PresetName = Annotated[str, typer.Option("--preset", help="Preset whose sizes the tensors must have.")]
 PAPER = "evcap-vicuna-13b"

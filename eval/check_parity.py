@@ -192,7 +192,10 @@ def boxes_equal(name: str, width: int, height: int, recorded: list[list[int]]) -
     return {"equal": False, **counts, "first_difference": {"number": number, "ours": ours, "recorded": theirs}}
 
 
-def main(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the recording.")]) -> None:
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="The recording.")],
+) -> None:
+    """Compare evcap with a recording of the EVCap or the ImageRAG release; prints one JSON object."""
     boxes = (folder / "boxes.json").exists()
     try:
         result = compare_boxes(folder) if boxes else compare(folder)

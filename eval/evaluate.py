@@ -124,6 +124,7 @@ def main(
     spice: Annotated[Path | None, typer.Option(help="Folder with the Stanford CoreNLP 3.6.0 jars that SPICE needs.")] = None,
     quiet: NoBars = False,
 ) -> None:
+    """Caption a set and score it."""
     config = load_yaml(config_path, Config)
     folder = Path(config.output)
     if preset:  # beside the results of the config's own
@@ -190,9 +191,9 @@ def main(
     write_whole(folder / "results.md", page)
     draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")
     show(config, scores, len(records))
-    print(
-        missing_spice(models) or "", f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png", sep="\n"
-    )
+    if absent := missing_spice(models):
+        print(absent)
+    print(f"wrote {folder}/metrics.json, results.md, predictions.json, contact_sheet.png")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from evcap.datasets import read_coco_captions
 from evcap.memory import VisualNameMemory
 from evcap.metrics import per_image_cider, score
 from evcap.predictor import Caption, Captioner
+from evcap.results import write_whole
 from evcap.vocabulary import NameFinder, clean_name
 
 OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
@@ -185,6 +186,7 @@ def main(
     data: DataFolder,
     preset: Annotated[str | None, typer.Option(help="Another preset than the config's: a name or a YAML file.")] = None,
 ) -> None:
+    """Does the captioner listen to its memory? Score it with others, and rename entries."""
     config = load_yaml(config_path, Config)
     config = dataclasses.replace(config, preset=preset or config.preset)
     records = read_coco_captions(data / config.captions, data / config.images)[: config.limit]
@@ -224,8 +226,8 @@ def main(
         "rates": overall,
         "passed_over": passed_over,
     }
-    (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(scores, differences, results, overall))
+    write_whole(folder / "results.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / "results.md", markdown(scores, differences, results, overall))
     draw(scores, differences, results, folder / "memory_matters.png")
     print(
         f"{overall['follows']:.1f} % of captions follow a renaming; wrote {folder}/results.json, results.md, memory_matters.png"

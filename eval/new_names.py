@@ -25,6 +25,7 @@ from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.metrics import cider
 from evcap.predictor import Captioner
+from evcap.results import write_whole
 from evcap.vocabulary import NameFinder, clean_name, f1_scores
 
 
@@ -63,6 +64,7 @@ def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see eval/configs/.")],
     data: DataFolder,
 ) -> None:
+    """Can new names be taught by entries alone? F1 before and after."""
     config = load_yaml(config_path, Config)
     if not config.names:
         raise EvcapError(f"{config_path}: names is empty")
@@ -87,7 +89,7 @@ def main(
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)
         print(stage, json.dumps(result[stage]))
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(config.output).write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(Path(config.output), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evcap.datasets import _each, _read_json, _refuse, _typed
+from evcap.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
 
 
@@ -116,11 +116,11 @@ def read_rows(benchmark: str, split: str, files: Files) -> list[Row]:
     expected = BENCHMARKS[benchmark][split]
     seen: set[int] = set()
     twice = [row.id for row in rows if row.id in seen or seen.add(row.id)]
-    _refuse(path, f"image ids of {split} stand more than once", twice)
+    refuse(path, f"image ids of {split} stand more than once", twice)
     if len(rows) != expected.pictures:
         raise EvcapError(f"{path}: {split} has {len(rows):,} pictures, expected {expected.pictures:,}: is the file whole?")
     if expected.captions_each:
-        _refuse(path, f"pictures of {split} have no caption", [row.file for row in rows if not row.captions])
+        refuse(path, f"pictures of {split} have no caption", [row.file for row in rows if not row.captions])
     captions, least = sum(len(row.captions) for row in rows), expected.captions_each * expected.pictures
     if captions < least:
         raise EvcapError(f"{path}: {split} has {captions:,} captions, expected at least {least:,}: is the file whole?")
@@ -133,10 +133,10 @@ def _karpathy(path: Path, split: str, key: str) -> tuple[list[Row], Path]:
     def read(image: dict) -> Row | None:
         if image["split"] != split:
             return None
-        captions = [_typed(sentence, "raw", str) for sentence in image["sentences"]]
-        return Row(_typed(image, key, int), _typed(image, "filename", str), captions)
+        captions = [typed(sentence, "raw", str) for sentence in image["sentences"]]
+        return Row(typed(image, key, int), typed(image, "filename", str), captions)
 
-    rows = _each(path, _read_json(path, ("images",)), "images", read)
+    rows = read_items(path, read_lists(path, ("images",)), "images", read)
     return [row for row in rows if row is not None], path
 
 
@@ -159,18 +159,18 @@ def _flickr30k(files: Files, split: str) -> tuple[list[Row], Path]:
 def _nocaps(files: Files, split: str) -> tuple[list[Row], Path]:
     """nocaps_val_4500_captions.json with `domain` in each picture; nocaps_test_image_info.json without annotations."""
     path = files.need({"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}[split])
-    data = _read_json(path, ("images", "annotations") if split == "val" else ("images",))
+    data = read_lists(path, ("images", "annotations") if split == "val" else ("images",))
     captions = defaultdict(list)
     if split == "val":
-        pairs = _each(path, data, "annotations", lambda a: (_typed(a, "image_id", int), _typed(a, "caption", str)))
+        pairs = read_items(path, data, "annotations", lambda a: (typed(a, "image_id", int), typed(a, "caption", str)))
         for key, caption in pairs:
             captions[key].append(caption)
 
     def read(image: dict) -> Row:
-        fields = {"domain": _typed(image, "domain", str)} if split == "val" else {}
-        return Row(_typed(image, "id", int), _typed(image, "file_name", str), captions[image["id"]], fields)
+        fields = {"domain": typed(image, "domain", str)} if split == "val" else {}
+        return Row(typed(image, "id", int), typed(image, "file_name", str), captions[image["id"]], fields)
 
-    return _each(path, data, "images", read), path
+    return read_items(path, data, "images", read), path
 
 
 def _whoops(files: Files, split: str) -> tuple[list[Row], Path]:

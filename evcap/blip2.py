@@ -7,7 +7,7 @@ LAVIS keeps the tower in eva_vit_g.pth, the rest in blip2_pretrained*.pth; trans
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,9 +84,10 @@ LEFT_OUT = {
 
 @dataclass
 class Placed:
-    """Tensors under this package's names, and {name in the file: why it is left out}."""
+    """Tensors under this package's names, {our name: what it is called where}, and {name in a file: why it is left out}."""
 
     tensors: Tensors = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -120,27 +121,41 @@ def reason_to_leave_out(name: str) -> str:
 
 
 def read_blip2(sources: Sequence[str | Path], wanted: Mapping[str, torch.Tensor]) -> Placed:
-    """BLIP-2's tensors for the names of `wanted` (values give the shapes), from one or several sources.
+    """BLIP-2's tensors for the names of `wanted` (values give the shapes), as `gather` takes them from its sources.
 
     Raises EvcapError for a source that cannot be read, and for the first tensor that is missing or of another shape.
     """
-    found = Placed()
-    origin: dict[str, str] = {}
-    for source in sources:
-        tensors, others = read_tensors(source, lambda name: _placeable(name, wanted))
-        found.left_out |= {name: reason_to_leave_out(name) for name in others}
-        for name, tensor in tensors.items():
-            ours = our_name(name)
-            found.tensors[ours] = tensor
-            origin[ours] = f"{source}: tensor '{name}'"
-    join_biases(found.tensors)
-    check_shapes(found.tensors, wanted, origin, ", ".join(map(str, sources)))
+    found = gather(sources, wanted, our_name, reason_to_leave_out)
+    check_shapes(found.tensors, wanted, found.origin, ", ".join(map(str, sources)))
     return found
 
 
-def _placeable(name: str, wanted: Mapping[str, torch.Tensor]) -> bool:
-    ours = our_name(name)
-    return ours is not None and re.sub(r"[qv]_bias$", "qkv.bias", ours) in wanted
+def gather(
+    sources: Sequence[str | Path],
+    wanted: Mapping[str, torch.Tensor],
+    place: Callable[[str], str | None],
+    reason: Callable[[str], str],
+) -> Placed:
+    """What several sources hold of the names of `wanted`. Where a tensor stands in two of them, the first one counts.
+
+    place: a tensor's name in a source -> its name here, None for none. reason: why a source's tensor is left out that is not
+    wanted. What an earlier source gave is not read again. Shapes are not looked at. Raises EvcapError as `read_tensors`.
+    """
+    found = Placed()
+
+    def whole(name: str) -> str | None:
+        """The name here of the tensor that this one is, or becomes a part of."""
+        ours = place(name)
+        return ours and re.sub(r"[qv]_bias$", "qkv.bias", ours)
+
+    for source in sources:
+        tensors, others = read_tensors(source, lambda n: whole(n) in wanted and whole(n) not in found.tensors)
+        taken = {place(name): tensor for name, tensor in tensors.items()}
+        join_biases(taken)
+        found.origin |= {place(name): f"{source}: tensor '{name}'" for name in tensors}
+        found.left_out |= {n: "an earlier source has it" if whole(n) in found.tensors else reason(n) for n in others}
+        found.tensors |= taken
+    return found
 
 
 def join_biases(tensors: Tensors) -> None:

@@ -26,7 +26,7 @@ from evcap.weights import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = {  # by bitsandbytes: its settings, and the type that it computes in
-    "8bit": ({"load_in_8bit": True}, torch.float16),
+    "8bit": ({"load_in_8bit": True}, torch.bfloat16),
     "4bit": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}, torch.bfloat16),
 }
 
@@ -74,6 +74,11 @@ def _precision(name: str) -> dict:
 
     settings, dtype = QUANTIZED[name]
     return {"quantization_config": BitsAndBytesConfig(**settings), "dtype": dtype}
+
+
+def training_precision(preset: Preset) -> str:
+    """Of the frozen language model while others learn through it: bfloat16, or the preset's 8 or 4 bits."""
+    return preset.language.precision if preset.language.precision in QUANTIZED else "bfloat16"
 
 
 def _first_sentence(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from evcap.config import DecodingConfig
 from evcap.language import Hypothesis
 from evcap.phrases import PhraseModel
-from evcap.text import SentenceEmbedder, clean_caption
+from evcap.similarity import TextTower, nearest_query
 from evcap.vocabulary import NameFinder
 
 LEADING = 2  # retrieved names that a caption should say, best first
@@ -29,20 +28,13 @@ class BeamChoice:
 
     def __init__(self, text_projection: nn.Linear | None):
         """text_projection: sentence embeddings (n,384) -> (n,W), the space of the query features; None = no similarity."""
-        self._project = text_projection
-
-    @cached_property
-    def _embed(self) -> SentenceEmbedder:
-        return SentenceEmbedder()
+        self._read = text_projection and TextTower(text_projection)
 
     @torch.inference_mode()
     def similarity(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
         """Q (B,32,W) and captions of each picture -> for each (n,) float32 in -1..1, the cosine of the nearest query."""
-        flat = [clean_caption(text) for row in texts for text in row]
-        sentences = self._embed(flat).to(self._project.weight.device)
-        rows = nn.functional.normalize(self._project(sentences), dim=-1).cpu().split([len(row) for row in texts])
-        queries = nn.functional.normalize(queries.float(), dim=-1)
-        return [(picture @ row.T).amax(0) for picture, row in zip(queries, rows, strict=True)]
+        rows = self._read([text for row in texts for text in row]).split([len(row) for row in texts])
+        return [nearest_query(picture[None], row)[0] for picture, row in zip(queries, rows, strict=True)]
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 import evcap
+from evcap.cli_ask import ask_command, is_large, large_captions
 from evcap.cli_memory import memory_app
 from evcap.cli_uhr import index_command
 from evcap.console import INTERRUPTED, Progress, answers, command, complain, report
@@ -24,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(memory_app, name="memory")
 app.command("index")(index_command)
+app.command("ask")(ask_command)
 
 Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
 Memory = Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")]
@@ -93,7 +96,7 @@ def caption_command(
     failures: list[str] = []
     done = 0
     try:
-        said = answers(todo, preset, batch_size, lambda pictures: load().caption(pictures, **options))
+        said = _all_answers(todo, preset, memory, batch_size, lambda pictures: load().caption(pictures, **options), quiet)
         with closing(said), Progress(len(todo), quiet) as progress:
             for file, caption, error in said:
                 names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
@@ -112,6 +115,15 @@ def caption_command(
     report(failures, len(todo))
     if failures:
         raise typer.Exit(1)
+
+
+def _all_answers(todo, preset, memory, batch_size, ask, quiet) -> Iterator[tuple]:
+    """As `answers`, of photos first and then of pictures that are captioned by their tiles."""
+    large = [file for file in todo if is_large(file)]
+    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask)) as said:
+        yield from said
+    if large:
+        yield from large_captions(large, preset, memory, quiet)
 
 
 def _way_on(writer: ResultWriter, sidecar: bool) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import evcap
+from evcap.config import shipped_memory
 from evcap.console import Progress, answers, command, report
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
@@ -36,21 +37,15 @@ class ListFormat(StrEnum):
     jsonl = "jsonl"
 
 
-def _shipped() -> Path:
-    from evcap.config import assets_folder, load_preset
-
-    return assets_folder("embedded", load_preset("embedded")) / "memory"
-
-
 def _open(folder: Path | None) -> VisualNameMemory:
     from evcap.memory import VisualNameMemory
 
-    return VisualNameMemory.open(folder or _shipped())
+    return VisualNameMemory.open(folder or shipped_memory())
 
 
 def _to_edit(folder: Path | None) -> Path:
     """The folder of a memory that may be changed."""
-    if folder is None or folder.resolve() == _shipped().resolve():
+    if folder is None or folder.resolve() == shipped_memory().resolve():
         raise EvcapError(
             "the shipped memory is only read: copy it with `evcap memory export FOLDER`, then edit with --memory FOLDER"
         )
@@ -70,7 +65,7 @@ def _size(memory: VisualNameMemory) -> str:
 def info(memory: Which = None) -> None:
     """Sizes, encoder and format of a memory."""
     opened = _open(memory)
-    folder = memory or _shipped()
+    folder = memory or shipped_memory()
     manifest = json.loads((folder / "manifest.json").read_text())
     width = opened.keys.shape[1]
     counts = opened.counts().values()
@@ -152,7 +147,7 @@ def add(
         names = [named[file] for file in added]
         edited = VisualNameMemory.open(folder, load().memory.encoder)  # once more: somebody may have edited it meanwhile
         edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
-        edited.save(folder)
+        edited.save(folder, quiet)
         counted = f"{_plural(len(added), 'entry', 'entries')} of {_plural(len(set(names)), 'name', 'names')}"
         typer.echo(f"added {counted}; {folder} now holds {_size(edited)}")
     report(failures, len(named))

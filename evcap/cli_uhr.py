@@ -15,8 +15,8 @@ from evcap.console import INTERRUPTED, command, complain, report
 from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
-    from evcap.encoding import Encoder
     from evcap.uhr.tiles import TileIndex
+    from evcap.uhr.towers import Tower
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")  # of the rasters that a folder stands for
 AT_ONCE = 64  # files that are open while a cluster works on them
@@ -48,16 +48,18 @@ def index_command(
     from evcap.encoding import Encoder
     from evcap.images import find_images
     from evcap.uhr.by_ray import fill_by_ray
+    from evcap.uhr.towers import open_tower
 
     files = find_images(paths, SUFFIXES)
     folders = _folders(files, index, single=len(paths) == 1 and not Path(paths[0]).is_dir())
     options = plan_options(plan, tile, overlap, preset)
     encoder = Encoder(preset)
+    tower = open_tower(encoder.captioner)
 
     def fill_alone(indexes: list[TileIndex]) -> list[str | None]:
         (only,) = indexes
         try:
-            only.fill(encoder.captioner, batch=batch_size, quiet=quiet)
+            only.fill(tower, batch=batch_size, quiet=quiet)
         except EvcapError as error:
             return [str(error)]
         return [None]
@@ -70,7 +72,7 @@ def index_command(
     try:
         for start in range(0, len(files), at_once):
             these = list(zip(files, folders, strict=True))[start : start + at_once]
-            failures += _index(these, encoder, plan, options, fill, quiet)
+            failures += _index(these, tower, plan, options, fill, quiet)
     except KeyboardInterrupt:
         complain("interrupted; what is encoded is kept, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
@@ -117,9 +119,7 @@ def _folders(files: list[Path], index: Path | None, single: bool) -> list[Path]:
     return folders
 
 
-def _index(
-    files: list[tuple[Path, Path]], encoder: Encoder, plan: str, options: dict, fill: Callable, quiet: bool
-) -> list[str]:
+def _index(files: list[tuple[Path, Path]], tower: Tower, plan: str, options: dict, fill: Callable, quiet: bool) -> list[str]:
     """Fill the indexes of files, given with their folders. Returns a line for each file that failed."""
     from evcap.uhr.plans import make_plan
     from evcap.uhr.raster import Raster
@@ -131,9 +131,7 @@ def _index(
             try:
                 raster = rasters.enter_context(Raster(file))
                 divided = make_plan(plan, raster.width, raster.height, **options)
-                settings = encoder.captioner.preset
-                shape = settings.image_queries, settings.image_qformer.width
-                indexes.append(TileIndex.open(folder, raster, divided, encoder.fingerprint, shape))
+                indexes.append(TileIndex.open(folder, raster, divided, tower.encoder_fingerprint, tower.shape))
             except EvcapError as error:
                 failures.append(str(error))
                 continue

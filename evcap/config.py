@@ -84,6 +84,19 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True)
+class RetrievalConfig:
+    """When something counts as found in a picture of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
+    plus `slope` x ln(tiles / 1000). How they were measured: docs/big-images.md."""
+
+    fast: float = -0.05
+    slow: float = 0.75
+    both: float = 0.7
+    slope: float = 0.063
+    delta: float = 0.5  # squared distance between a phrase and the labels that it can mean
+    contexts: int = 5  # places that are described
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything one model is made of."""
 
@@ -100,6 +113,8 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/blip2.py
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 
@@ -172,3 +187,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
 def assets_folder(name_or_path: str | Path, preset: Preset) -> Path:
     """The folder of a preset's own tensors and memory; `name_or_path` is what the preset was read from."""
     return preset_path(name_or_path).parent / (preset.assets or "")
+
+
+def shipped_memory() -> Path:
+    """The memory inside the package, which is only read."""
+    return assets_folder("embedded", load_preset("embedded")) / "memory"

@@ -65,8 +65,8 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
 
 def _texts(row: Scored) -> tuple[str, str]:
     """What stands above and below a picture."""
-    below = _wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
-    return _wrapped(CAPTION_LETTERS, row.caption), below
+    below = wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
+    return wrapped(CAPTION_LETTERS, row.caption), below
 
 
 def _height(texts: Sequence[tuple[str, str]]) -> float:
@@ -75,6 +75,7 @@ def _height(texts: Sequence[tuple[str, str]]) -> float:
     return 3.75 * FRAME[1] / FRAME[0] + 0.25 * above + 0.2 * below + 0.4
 
 
-def _wrapped(letters: int, *texts: str) -> str:
+def wrapped(letters: int, *texts: str) -> str:
+    """Texts one below the other, each in at most three lines of so many letters."""
     lines = [line for text in texts for line in textwrap.wrap(text, letters, max_lines=3, placeholder=" ...")]
     return "\n".join(lines)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from evcap.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
 from evcap.vocabulary import clean_name, spoken_name
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -50,20 +46,21 @@ def read_coco_captions(json_path: str | Path, images_dir: str | Path, captioned:
     missing picture file or a picture without captions.
     """
     json_path, folder = Path(json_path), Path(images_dir)
-    data = _read_json(json_path, ("images", "annotations"))
+    data = read_lists(json_path, ("images", "annotations"))
     paths = _image_paths(json_path, data, folder)
     captions = defaultdict(list)
-    for key, text in _each(json_path, data, "annotations", lambda a: (_typed(a, "image_id", int), _typed(a, "caption", str))):
+    pairs = read_items(json_path, data, "annotations", lambda a: (typed(a, "image_id", int), typed(a, "caption", str)))
+    for key, text in pairs:
         captions[key].append(text)
     if captioned:
-        _refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
+        refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
     return [CaptionedImage(i["id"], paths[i["id"]], captions[i["id"]], i.get("scene"), i.get("domain")) for i in data["images"]]
 
 
 def read_caption_texts(json_path: str | Path) -> list[str]:
     """All captions of a COCO captions file, whose pictures need not be there. Raises EvcapError for another format."""
     path = Path(json_path)
-    return _each(path, _read_json(path, ("annotations",)), "annotations", lambda a: _typed(a, "caption", str))
+    return read_items(path, read_lists(path, ("annotations",)), "annotations", lambda a: typed(a, "caption", str))
 
 
 def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
@@ -72,9 +69,9 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
     Raises EvcapError as `read_coco_captions` does, and for an object whose picture or class the file does not list.
     """
     json_path, folder = Path(json_path), Path(images_dir)
-    data = _read_json(json_path, ("images", "annotations", "categories"))
+    data = read_lists(json_path, ("images", "annotations", "categories"))
     paths = _image_paths(json_path, data, folder)
-    names = dict(_each(json_path, data, "categories", lambda c: (_typed(c, "id", int), _typed(c, "name", str))))
+    names = dict(read_items(json_path, data, "categories", lambda c: (typed(c, "id", int), typed(c, "name", str))))
 
     def read(a: dict) -> Instance:
         image, category = a["image_id"], a["category_id"]
@@ -84,7 +81,7 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
         area = float(a.get("area", width * height))
         return Instance(image, paths[image], names[category], (x, y, x + width, y + height), area, bool(a.get("iscrowd")))
 
-    return _each(json_path, data, "annotations", read)
+    return read_items(json_path, data, "annotations", read)
 
 
 def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
@@ -114,7 +111,7 @@ def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         raise EvcapError(f"{json_path} is not an annotation file of LVIS ({what})") from None
-    _refuse(json_path, "picture files are missing", [path for path in paths.values() if not path.is_file()])
+    refuse(json_path, "picture files are missing", [path for path in paths.values() if not path.is_file()])
     return found
 
 
@@ -134,8 +131,8 @@ def _lvis_instance(a: dict, path: Path, name: str) -> Instance:
     return Instance(a["image_id"], path, name, (x, y, x + width, y + height), float(a["area"]), False)
 
 
-def read_lvis_names(path: str | Path) -> list[list[str]]:
-    """Names of a text file, one a line with its synonyms after "/": "aerosol can/spray can" -> ["aerosol can", "spray can"]."""
+def read_name_list(path: str | Path) -> list[list[str]]:
+    """Rows of a text file, a name each with its synonyms after "/": aerosol can/spray can -> ["aerosol can", "spray can"]."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -146,12 +143,12 @@ def read_lvis_names(path: str | Path) -> list[list[str]]:
 
 
 def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
-    """Names to say, in the file's order, each with all names that mean it, from a file as `read_lvis_names` reads.
+    """Names to say, in the file's order, each with all names that mean it, from a file as `read_name_list` reads.
 
     A line is said by its first name, without its sense in parentheses; lines that are said alike become one.
     """
     vocabulary: dict[str, set[str]] = {}
-    for row in read_lvis_names(path):
+    for row in read_name_list(path):
         said = spoken_name(row[0])
         if not said:
             raise EvcapError(f"{path}: '{row[0]}' holds nothing that can be said; give a name of letters or digits")
@@ -161,46 +158,9 @@ def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
     return vocabulary
 
 
-def _read_json(path: Path, keys: tuple[str, ...]) -> dict:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise EvcapError(f"{path} is not JSON: {error}") from None
-    for key in keys:
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise EvcapError(f"{path} is not in COCO format: it has no list '{key}'")
-    return data
-
-
-def _each(path: Path, data: dict, key: str, read: Callable[[dict], Item]) -> list[Item]:
-    """`read` of each item of the list data[key]; EvcapError names the item that it cannot use."""
-    found = []
-    for number, item in enumerate(data[key]):
-        try:
-            found.append(read(item))
-        except KeyError as error:
-            raise EvcapError(f"{path}: {key}[{number}] has no {error}") from None
-        except (TypeError, ValueError) as error:
-            raise EvcapError(f"{path}: {key}[{number}] cannot be used: {error}") from None
-    return found
-
-
-def _typed(item: dict, key: str, kind: type):
-    if not isinstance(item[key], kind):
-        raise ValueError(f"{key} is {item[key]!r}, expected {kind.__name__}")
-    return item[key]
-
-
 def _image_paths(path: Path, data: dict, folder: Path) -> dict[int, Path]:
-    images = _each(path, data, "images", lambda i: (_typed(i, "id", int), folder / _typed(i, "file_name", str)))
+    images = read_items(path, data, "images", lambda i: (typed(i, "id", int), folder / typed(i, "file_name", str)))
     counts = Counter(key for key, _ in images)
-    _refuse(path, "image ids stand more than once", [key for key, count in counts.items() if count > 1])
-    _refuse(path, "picture files are missing", [file for _, file in images if not file.is_file()])
+    refuse(path, "image ids stand more than once", [key for key, count in counts.items() if count > 1])
+    refuse(path, "picture files are missing", [file for _, file in images if not file.is_file()])
     return dict(images)
-
-
-def _refuse(path: Path, what: str, found: Sequence) -> None:
-    if found:
-        raise EvcapError(f"{path}: {len(found)} {what}, the first is {found[0]}")

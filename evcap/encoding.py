@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from tqdm import tqdm
 
 from evcap.build import build_model, pick_device
@@ -24,7 +26,8 @@ from evcap.console import open_ahead
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images import ImageError
-from evcap.named import CORNERS, NamedImage
+from evcap.memory import VisualNameMemory
+from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
@@ -73,15 +76,24 @@ class Encoder:
             raise EvcapError("the encoder on a worker is another one; install the same evcap and weights on every node")
         return encoder
 
+    @property
+    def width(self) -> int:
+        """Numbers of a key."""
+        return self.captioner.preset.image_qformer.width
+
+    def keys(self, images: Sequence[Image.Image], batch: int) -> np.ndarray:
+        """Pictures -> keys (n,D) float32."""
+        return self.captioner.keys(images, batch)
+
     def rows(self, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
         """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for a picture that does not open."""
         enough = 2 * self.captioner.preset.vision.image_size  # as all other commands open pictures
         with closing(open_ahead(items, batch, lambda item: item.open(enough))) as batches:
             for opened in batches:
                 pictures = {row: image for row, (_, image) in enumerate(opened) if not isinstance(image, ImageError)}
-                keys = np.full((len(opened), self.captioner.preset.image_qformer.width), nan, np.float32)
+                keys = np.full((len(opened), self.width), nan, np.float32)
                 if pictures:
-                    keys[list(pictures)] = self.captioner.keys(list(pictures.values()), batch)
+                    keys[list(pictures)] = self.keys(list(pictures.values()), batch)
                 yield keys
 
 
@@ -107,7 +119,7 @@ def encode_keys(
     progress: a folder that keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
     it was; the caller deletes it once the keys are safe. Raises EvcapError when no picture opens or Ray fails.
     """
-    width = encoder.captioner.preset.image_qformer.width
+    width = encoder.width
     if not items:
         return Encoded(np.zeros((0, width), np.float16), [], [])
     digest = hashlib.sha256("\n".join(map(_identity, items)).encode(errors="surrogateescape")).hexdigest()
@@ -123,6 +135,26 @@ def encode_keys(
         cache.path.unlink()  # they may open another time
         raise EvcapError(f"none of the {len(items)} pictures can be used; the first: {failures[0]}")
     return Encoded(cache.rows[found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
+
+
+def save_memory(
+    encoder: Encoder,
+    items: Sequence[NamedImage],
+    output: Path,
+    batch: int = 32,
+    engine: Engine = Engine.local,
+    quiet: bool = False,
+) -> tuple[VisualNameMemory, list[str]]:
+    """A new memory of all items in the folder `output`, and a line for each picture that has no entry.
+
+    OUTPUT.part keeps what is done until the memory is whole. Raises EvcapError as `encode_keys` and `save` do.
+    """
+    part = output.with_name(f"{output.name}.part")
+    encoded = encode_keys(encoder, items, part, batch, engine, quiet)
+    memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
+    memory.save(output, quiet)
+    shutil.rmtree(part)
+    return memory, encoded.failures
 
 
 def _identity(item: NamedImage) -> str:

@@ -15,7 +15,7 @@ MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap rele
 
 
 class NameEmbeddings(nn.Module):
-    """BERT's input embeddings without token types: word + position, LayerNorm."""
+    """BERT's input embeddings: word + position, LayerNorm. Names are all of token type 0, whose row is in the positions."""
 
     def __init__(self, vocab_size: int, width: int, eps: float, positions: int = 512):
         super().__init__()

@@ -102,8 +102,8 @@ class TrainingLoop:
             set_optimizer_state_dict(self.trainer, self.optimizer.optimizer, saved["optimizer"], options=WHOLE)
         self.scheduler.load_state_dict(saved["scheduler"])
 
-    def _save(self, step: int) -> None:
-        """A checkpoint, by all processes together: a sharded model is put together first."""
+    def _save(self, step: int) -> dict[str, torch.Tensor]:
+        """A checkpoint, by all processes together: a sharded model is put together first. The trained tensors, whole."""
         tensors = self._trained()
         if self.by_deepspeed:
             self.accelerator.save_state(self._parts(step), exclude_frozen_parameters=True)
@@ -112,6 +112,7 @@ class TrainingLoop:
             optimizer = get_optimizer_state_dict(self.trainer, self.optimizer.optimizer, options=WHOLE)
         if self.accelerator.is_main_process:
             self.run.save(tensors, optimizer, self.scheduler.state_dict(), step)
+        return tensors
 
     def _parts(self, step: int) -> str:
         return str(self.run.folder / "checkpoint" / f"deepspeed-{step}")
@@ -135,6 +136,7 @@ class TrainingLoop:
         config, seed = self.config, self.config.seed
         best = max((r["cider"] for r in self.run.records() if "cider" in r), default=-1.0)
         saved_at = time.monotonic()
+        tensors = self._trained() if self.done == self.total else {}  # killed right behind its last checkpoint
         title = Path(config.output).name
         with tqdm(total=self.total, initial=self.done, desc=title, unit="step", disable=self.quiet) as bar:
             for step in range(self.done, self.total):
@@ -152,10 +154,11 @@ class TrainingLoop:
                 last = step + 1 == self.total
                 if config.validate and (last or inside + 1 == self.steps_per_epoch) and self.accelerator.is_main_process:
                     best = self._validate(validate, step, epoch, best, bar)
-                if last or self._agreed(time.monotonic() - saved_at > 60 * config.checkpoint_minutes):
+                if last:
+                    tensors = self._save(step + 1)
+                elif self._agreed(time.monotonic() - saved_at > 60 * config.checkpoint_minutes):
                     self._save(step + 1)
                     saved_at = time.monotonic()
-            tensors = self._trained()
             if self.accelerator.is_main_process:
                 self.run.save_trained(tensors, "last")
                 bar.write(f"wrote {self.run.plot()}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,11 @@ from evcap.index import CHUNK, ApproximateIndex, build_index, on_gpus
 from evcap.index_kind import FEWEST, IndexKind, kind_for
 from evcap.memory_files import read_memory, write_memory
 from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
+from evcap.ranking import Owners, RetrievedName, ranked_names
 from evcap.vocabulary import clean_name
 
 BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
 BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
-
-
-@dataclass(frozen=True)
-class RetrievedName:
-    """A name with the cosine similarity of its best hit and the query (0 to 31) that made it."""
-
-    name: str
-    similarity: float
-    query: int
 
 
 def _array(values) -> np.ndarray:
@@ -70,6 +62,7 @@ class VisualNameMemory:
         self.keys, self.encoder = keys, encoder
         self.names, self.sources, self.images = list(names), list(sources), list(images)  # own: two may share a source
         self._index = None
+        self._owners: Owners | None = None  # made at the first search that leaves pictures' own entries out
         self._approximate: ApproximateIndex | None = None  # over the first entries of a large memory
         self._chosen = False  # somebody chose the kind of index
         self._room: np.ndarray | None = None  # of which keys are the first rows, once entries were added
@@ -117,35 +110,23 @@ class VisualNameMemory:
         if queries.ndim != 3 or queries.shape[2] != self.keys.shape[1]:
             raise EvcapError(f"queries must be (B,Q,{self.keys.shape[1]}), got {queries.shape}")
         batch, count, dim = queries.shape
-        own = [set() for _ in range(batch)] if exclude is None else self._entries_of(exclude)
-        wanted = min(hits + max(map(len, own), default=0), len(self))
+        if exclude is not None and len(exclude) != batch:
+            raise EvcapError(f"exclude names {len(exclude)} images for {batch} pictures")
+        owners = None if exclude is None else self._known_owners()
+        wanted = min(hits + (owners.most(exclude) if owners else 0), len(self))
         if batch == 0 or wanted == 0:
             return [[] for _ in range(batch)]
         flat = queries.reshape(-1, dim)
         flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-        similarity, entry = self.nearest(flat, wanted)
-        similarity, entry = (x.reshape(batch, count, wanted) for x in (similarity, entry))
-        results = []
-        for b in range(batch):
-            sims, found = _without(similarity[b], entry[b], own[b], hits)
-            best = np.argsort(-sims, axis=None, kind="stable")[:keep]
-            results.append(self._names(best // sims.shape[1], sims.ravel()[best], found.ravel()[best], limit))
-        return results
+        similarity, entry = (found.reshape(batch, count, wanted) for found in self.nearest(flat, wanted))
+        if owners:
+            similarity, entry = owners.others(similarity, entry, exclude, hits)
+        return [ranked_names(s, e, self.names, keep, limit) for s, e in zip(similarity, entry, strict=True)]
 
-    def _names(self, queries, similarities, entries, limit: int) -> list[RetrievedName]:
-        kept: dict[str, RetrievedName] = {}
-        for query, similarity, entry in zip(queries.tolist(), similarities.tolist(), entries.tolist(), strict=True):
-            name = clean_name(self.names[entry])
-            if name not in kept and entry >= 0 and np.isfinite(similarity):  # -1: the index found nothing near a NaN
-                kept[name] = RetrievedName(name, similarity, query)
-        return list(kept.values())[:limit]
-
-    def _entries_of(self, images: Sequence[str]) -> list[set[int]]:
-        wanted, places = set(images), {}
-        for place, image in enumerate(self.images):
-            if image in wanted:
-                places.setdefault(image, set()).add(place)
-        return [places.get(image, set()) for image in images]
+    def _known_owners(self) -> Owners:
+        if self._owners is None or not self._owners.made_from(self.images):
+            self._owners = Owners(self.images)
+        return self._owners
 
     def nearest(self, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
         """Similarities (n,hits) float32 and entries (n,hits) int64 of queries (n,D) float32 of unit length, best first.
@@ -294,13 +275,3 @@ class VisualNameMemory:
         memory._approximate, memory._chosen = contents.index, contents.chosen
         memory._opened_from = (folder.resolve(), replace(contents, columns={}))
         return memory
-
-
-def _without(similarity, entry, own: set[int], hits: int):
-    """The first `hits` of each row that are not the picture's own entries."""
-    if not own:
-        return similarity[:, :hits], entry[:, :hits]
-    barred = np.isin(entry, list(own))
-    order = np.argsort(barred, axis=1, kind="stable")[:, :hits]
-    similarity = np.where(barred, -np.inf, similarity)
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(entry, order, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,15 @@ class NamedImage:
         if corners[0] >= corners[2] or corners[1] >= corners[3]:
             raise ImageError(f"{self.path}: box {self.box} holds none of its {image.width} x {image.height} pixels")
         return image.crop(corners)
+
+
+def choose(candidates: Sequence[NamedImage], per_name: int, seed: int) -> list[NamedImage]:
+    """At most `per_name` images a name, drawn at random, names in alphabetical order."""
+    by_name = defaultdict(list)
+    for item in candidates:
+        by_name[item.name].append(item)
+    draw = random.Random(seed)
+    return [i for name in sorted(by_name) for i in draw.sample(by_name[name], min(per_name, len(by_name[name])))]
 
 
 def columns(items: Sequence[NamedImage]) -> tuple[list[str], list[str], list[str]]:

@@ -18,9 +18,10 @@ from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.images import open_image, to_rgb, to_tensor
-from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.memory import VisualNameMemory
 from evcap.phrases import PhraseModel
 from evcap.qformer import mean_keys
+from evcap.ranking import RetrievedName
 from evcap.weights import fingerprint
 
 Picture = str | Path | Image.Image
@@ -72,9 +73,11 @@ class Captioner:
         memory: str | Path | VisualNameMemory | None = None,
         trained: str | Path | None = None,
         device: str | None = None,
+        merged: bool = True,
     ) -> Captioner:
         """Open a preset's trained tensors and its memory, or others in their place.
 
+        merged: False keeps adapters apart from the language model's weights, which then can answer without them, too.
         device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
         The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
@@ -84,7 +87,8 @@ class Captioner:
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
         assets = assets_folder(preset, settings)
         model = build_model(settings, trained or assets / "trained.safetensors", device=pick_device(device))
-        model.language.merge()
+        if merged:
+            model.language.merge()
         captioner = cls(model)
         if settings.decoding.phrases and trained is None:
             captioner.phrases = PhraseModel.open(assets / "phrases.safetensors", captioner.encoder_fingerprint)

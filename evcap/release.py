@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,11 @@ from evcap.blip2 import (
     bert_layers,
     bert_text_branch,
     check_shapes,
-    join_biases,
+    gather,
     reason_to_leave_out,
     renamed,
 )
-from evcap.checkpoints import load_plain, read_tensors
+from evcap.checkpoints import load_plain
 from evcap.errors import EvcapError
 
 RELEASE: Layout = {
@@ -45,30 +44,27 @@ RELEASE: Layout = {
 
 
 def read_release(sources: Sequence[str | Path], wanted: Mapping[str, torch.Tensor]) -> Placed:
-    """The release's tensors for the names of `wanted` (values give the shapes), from one or several of its files; a later
-    file may repeat a tensor, then the first counts.
+    """The release's tensors for the names of `wanted` (values give the shapes), as `gather` takes them from its files.
 
     Raises EvcapError for a file that cannot be read, and for the first tensor that is missing or of another shape.
     """
-    found, origin = Placed(), {}
-    for source in sources:
-        tensors, _ = read_tensors(source, lambda name: True)
-        for name, tensor in tensors.items():
-            ours = renamed(name, RELEASE)
-            if ours is None or re.sub(r"[qv]_bias$", "qkv.bias", ours) not in wanted:
-                unread = "feed-forward of the last layer's guests, which nobody reads" if ours and "guest" in ours else None
-                found.left_out[name] = unread or ("not asked for" if ours else reason_to_leave_out(name))
-            elif ours not in found.tensors:
-                found.tensors[ours], origin[ours] = tensor, f"{source}: tensor '{name}'"
-    join_biases(found.tensors)
+    found = gather(sources, wanted, lambda name: renamed(name, RELEASE), _reason)
     lacking = [name for name in wanted if name not in found.tensors]
     if lacking and all(name.startswith("fusion.") for name in lacking):
         raise EvcapError(
             f"{', '.join(map(str, sources))}: the name fusion is missing ('{lacking[0]}' and {len(lacking) - 1} more); the "
             "release never saves it: get it with data/export_release_fusion.py and name that file too"
         )
-    check_shapes(found.tensors, wanted, origin, ", ".join(map(str, sources)))
+    check_shapes(found.tensors, wanted, found.origin, ", ".join(map(str, sources)))
     return found
+
+
+def _reason(name: str) -> str:
+    """Why a tensor of the release is left out."""
+    ours = renamed(name, RELEASE)
+    if ours and "guest" in ours:
+        return "feed-forward of the last layer's guests, which nobody reads"
+    return "not asked for" if ours else reason_to_leave_out(name)
 
 
 def read_release_memory(path: str | Path) -> tuple[np.ndarray, list[str]]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -160,11 +161,17 @@ def _read_csv(text: str, path: Path):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file through a temporary neighbour: never half of it is seen under its name. May raise OSError."""
+    """Write a text file: never half of it is seen under its name. May raise OSError."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        stream.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour to write to, which takes the name `path` at the end; removed if that fails."""
     temporary = path.with_name(f".evcap-{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            stream.write(text)
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

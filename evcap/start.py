@@ -14,10 +14,12 @@ from evcap.config import Preset
 from evcap.fusion import NameFusion
 
 BERT_STD = 0.02  # of BERT's weights at their start
+TOKEN_TYPES = "embeddings.token_type.weight"
 
 _BERT = {
     "bert.embeddings.word_embeddings.": "embeddings.word.",
     "bert.embeddings.position_embeddings.": "embeddings.position.",
+    "bert.embeddings.token_type_embeddings.": "embeddings.token_type.",
     "bert.embeddings.LayerNorm.": "embeddings.norm.",
     **bert_layers("bert.encoder.layer", "qformer.layers"),
     **bert_text_branch("bert.encoder.layer", "qformer.layers"),
@@ -28,8 +30,9 @@ def first_tensors(preset: Preset, bert: str | Path | None, seed: int) -> Tensors
     """`trained_parts` to begin training with, float32. The query tokens are BLIP-2's (`preset.blip2`).
 
     bert: folder, hub name or file of BERT-base uncased, or LAVIS' blip2_pretrained.pth, whose Q-Former began as BERT and
-    read text too; what has the fusion's shape is taken, cross-attention to names is drawn. None = all is drawn as the EVCap
-    release draws its fusion. Raises EvcapError as `read_tensors` and `read_blip2` do.
+    read text too; what has the fusion's shape is taken (token type 0, that of all names, with the positions), cross-attention
+    to names is drawn. None = all is drawn as the EVCap release draws its fusion. Raises EvcapError as `read_tensors` and
+    `read_blip2` do.
     """
     torch.manual_seed(seed)
     fusion = _drawn_fusion(preset)
@@ -58,6 +61,7 @@ def _load_bert(fusion: NameFusion, source: str | Path) -> None:
     own = fusion.state_dict()
     tensors, _ = read_tensors(source, lambda name: _place(name) is not None)
     given = {_place(name): tensor for name, tensor in tensors.items()}
+    types = given.pop(TOKEN_TYPES, None)
     for name, tensor in list(given.items()):  # a Q-Former has a feed-forward for queries of its own, BERT has not
         given.setdefault(name.replace("guest_feed_forward", "query_feed_forward"), tensor)
     given = {name: tensor for name, tensor in given.items() if name in own and "cross_attention" not in name}
@@ -67,6 +71,9 @@ def _load_bert(fusion: NameFusion, source: str | Path) -> None:
         given["embeddings.word.weight"] = torch.cat([word, word.mean(0, keepdim=True).expand(extra, -1)])
     expected = {name: tensor for name, tensor in own.items() if "cross_attention" not in name and name != "qformer.queries"}
     check_shapes(given, expected, {}, str(source))
+    if types is not None:  # LAVIS' Q-Former has none
+        check_shapes({TOKEN_TYPES: types[:1]}, {TOKEN_TYPES: expected["embeddings.position.weight"][:1]}, {}, str(source))
+        given["embeddings.position.weight"] = given["embeddings.position.weight"] + types[0]
     fusion.load_state_dict(given, strict=False)
 
 

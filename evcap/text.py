@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -34,6 +35,12 @@ class SentenceEmbedder:
             hidden = self._model(ids, attention_mask=mask).last_hidden_state * mask[..., None]
             rows.append(torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=-1))
         return torch.cat(rows) if rows else torch.zeros(0, 384)
+
+
+@cache
+def sentence_embedder() -> SentenceEmbedder:
+    """The one of this process."""
+    return SentenceEmbedder()
 
 
 def clean_caption(caption: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
+from evcap.results import write_whole
 from evcap.weights import read_safetensors, write_safetensors
 
 
@@ -52,9 +53,10 @@ class RunFolder:
             with self._log.open("a") as file:
                 file.write("\n")
         recorded = self.folder / "settings.json"
-        if recorded.exists() and json.loads(recorded.read_text()) != settings:
+        if not recorded.exists():
+            write_whole(recorded, json.dumps(settings, indent=1))
+        elif json.loads(recorded.read_text()) != settings:
             raise EvcapError(f"{self.folder} holds a run with other settings; choose another output folder or delete it")
-        recorded.write_text(json.dumps(settings, indent=1))
 
     def record(self, **values) -> None:
         with self._log.open("a") as file:

@@ -9,9 +9,7 @@ together. A run that was killed goes on where it was; pictures that do not open 
 
 from __future__ import annotations
 
-import random
-import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +20,10 @@ import typer
 from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
-from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_lvis_names
-from evcap.encoding import Encoder, Trained, encode_keys
+from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
+from evcap.encoding import Encoder, Trained, save_memory
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
-from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
+from evcap.named import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.vocabulary import NameFinder, clean_name, spoken_name
 
 
@@ -35,6 +32,7 @@ class Config:
     """What goes into a memory. Paths are relative to --data."""
 
     names: str | None = None  # list of object names to find in captions, one a line, synonyms after "/"
+    words: list[str] = field(default_factory=list)  # further names to find in captions
     boxes: list[str] = field(default_factory=list)  # sets with instances_train.json
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
@@ -94,10 +92,11 @@ def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator
     """Photos whose captions agree on a name of the list or on one of `labels`, the names that boxes and scenes have."""
     if not config.captions:
         return
-    if config.names is None:
-        raise EvcapError("the config reads `captions` and so must give `names`, the file of names to find in them")
-    synonyms = {clean_name(s.split("(")[0]) for row in read_lvis_names(data / config.names) for s in row}
-    finder = NameFinder(sorted((synonyms | labels) - {""} - {clean_name(e) for e in config.exclude}))
+    if not (config.names or config.words):
+        raise EvcapError("the config reads `captions` and so must give names to find in them: `names`, a file, or `words`")
+    listed = {s.split("(")[0] for row in read_name_list(data / config.names) for s in row} if config.names else set()
+    wanted = {clean_name(word) for word in listed | set(config.words)}
+    finder = NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
             said = Counter(n for caption in record.captions for n in {m.name for m in finder.find(caption)})
@@ -126,15 +125,6 @@ def all_candidates(config: Config, data: Path) -> list[NamedImage]:
     return labelled + [c for c in captioned if c.name in labels or photos[c.name] >= config.least]
 
 
-def choose(candidates: list[NamedImage], per_name: int, seed: int) -> list[NamedImage]:
-    """At most `per_name` images a name, drawn at random, names in alphabetical order."""
-    by_name = defaultdict(list)
-    for item in candidates:
-        by_name[item.name].append(item)
-    draw = random.Random(seed)
-    return [i for name in sorted(by_name) for i in draw.sample(by_name[name], min(per_name, len(by_name[name])))]
-
-
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see memory/configs/.")],
     data: DataFolder,
@@ -143,6 +133,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
+    """Build a memory from named pictures: folders, CSV files, LVIS, boxes, captions, scenes."""
     config = load_yaml(config_path, Config)
     if min(config.per_name, config.batch) < 1:
         raise EvcapError(f"{config_path}: per_name and batch must be at least 1")
@@ -153,15 +144,10 @@ def main(
             f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
             "`folders` and `csv`"
         )
-    part = output.with_name(f"{output.name}.part")
-    encoder = Encoder(config.preset, trained)
-    encoded = encode_keys(encoder, chosen, part, config.batch, engine, quiet)
-    memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
-    memory.save(output, quiet)
-    shutil.rmtree(part)
+    memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, quiet)
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
-    report(encoded.failures, len(chosen))
-    if encoded.failures:
+    report(failures, len(chosen))
+    if failures:
         raise typer.Exit(1)
 
 

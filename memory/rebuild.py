@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from evcap.cluster import Engine, EngineChoice
-from evcap.config import assets_folder, load_preset
+from evcap.config import assets_folder, load_preset, shipped_memory
 from evcap.console import NoBars, command, complain, report
 from evcap.datasets import read_vocabulary
 from evcap.encoding import Encoder, Trained, encode_keys
@@ -58,9 +58,11 @@ def known_pictures(folder: Path, vocabulary: Vocabulary) -> list[NamedImage]:
     return [replace(item, name=name) for item in items for name in said.get(item.name, ())]
 
 
-def shipped_memory(preset: str) -> Path | None:
+def own_memory(preset: str) -> Path | None:
+    """The memory that a preset names among its assets; None if there is none yet."""
     settings = load_preset(preset)
-    return assets_folder(preset, settings) / "memory" if settings.assets else None
+    folder = assets_folder(preset, settings) / "memory"
+    return folder if settings.assets and folder.exists() else None
 
 
 def coverage(names: list[str], parts: dict[str, list[str]]) -> str:
@@ -92,10 +94,11 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
+    """From a bare list of names to a working memory: reuse, encode pictures, draw what is missing."""
     if (output is None) == (extend is None):
         raise EvcapError("name one folder: --output for a new memory, or --extend for one that gets the names it lacks")
-    folder, shipped = output or extend, shipped_memory(preset)
-    if shipped and folder.resolve() == shipped.resolve():
+    folder = output or extend
+    if folder.resolve() == shipped_memory().resolve():
         raise EvcapError("the shipped memory is only read: copy it with `evcap memory export FOLDER`, then --extend FOLDER")
     work = work or folder.with_name(f"{folder.name}.work")
     brush = Brush(diffusion, template, count, steps, guidance, drawing_batch, seed) if diffusion else None
@@ -104,8 +107,9 @@ def main(
 
     there = set(VisualNameMemory.open(extend, encoder.fingerprint).names) if extend else set()
     lacking = {name: synonyms for name, synonyms in vocabulary.items() if name not in there}
-    if reuse is None:  # the shipped memory fits the shipped tensors only
-        reuse = [shipped] if shipped and not trained else []
+    if reuse is None:  # a preset's memory fits its own tensors only
+        own = own_memory(preset)
+        reuse = [own] if own and not trained else []
     reused = [known_entries(VisualNameMemory.open(memory, encoder.fingerprint), lacking) for memory in reuse]
     pictures = [item for parent in images or [] for item in known_pictures(parent, lacking)]
     missing = lacking.keys() - {name for memory in reused for name in memory.names} - {item.name for item in pictures}
@@ -125,7 +129,7 @@ def main(
     if len(memory) == before and lacking:
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvcapError(f"there is nothing for {some}: give pictures (--images) or let them be drawn (--diffusion)")
-    memory.save(folder)
+    memory.save(folder, quiet)
     shutil.rmtree(work / "keys", ignore_errors=True)
     with suppress(OSError):  # drawings stay
         work.rmdir()

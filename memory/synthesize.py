@@ -31,6 +31,7 @@ def main(
     seed: Seed = Brush.seed,
     quiet: NoBars = False,
 ) -> None:
+    """Draw pictures of names with a text-to-image model."""
     brush = Brush(diffusion, template, count, steps, guidance, drawing_batch, seed)
     names = read_vocabulary(vocabulary)
     drawn, blanked = draw(plan(names, output, brush), brush, quiet)

@@ -121,6 +121,24 @@ def test_what_is_left_out_says_why(preset, files):
     assert reason_to_leave_out("something.else") == "not known to evcap"
 
 
+def test_the_first_of_two_sources_counts(preset, files, tmp_path):
+    """A file of ours with other numbers beside LAVIS' two, whose tower has its biases in two parts."""
+    wanted = frozen_tensors(skeleton(preset))
+    lavis = read_blip2(files, wanted)
+    save_file({name: tensor + 1 for name, tensor in lavis.tensors.items()}, tmp_path / "other.safetensors")
+    other = load_file(tmp_path / "other.safetensors")
+    first, last = (
+        read_blip2(sources, wanted)
+        for sources in ([*files, tmp_path / "other.safetensors"], [tmp_path / "other.safetensors", *files])
+    )
+    for placed, expected in ((first, lavis.tensors), (last, other)):
+        assert placed.tensors.keys() == expected.keys() == wanted.keys()
+        assert all(torch.equal(placed.tensors[name], tensor) for name, tensor in expected.items())
+    assert set(first.left_out.items()) == set(lavis.left_out.items()) | {(n, "an earlier source has it") for n in wanted}
+    assert last.left_out["query_tokens"] == last.left_out["blocks.0.attn.v_bias"] == "an earlier source has it"
+    assert last.left_out["blocks.3.attn.q_bias"] == "a block behind the last that BLIP-2 reads"
+
+
 def test_missing_and_misshapen_tensors_are_named(preset, files, tmp_path):
     wanted = frozen_tensors(skeleton(preset))
     with pytest.raises(EvcapError, match=r"no tensor for 'backbone\..*' \(1, 1, 32\); LAVIS keeps the image tower in"):

@@ -162,7 +162,7 @@ def test_folders_and_lists_are_sources_too(lvis):
     gull, cup = all_candidates(config, lvis)
     assert (gull.name, gull.source, gull.label) == ("sea gull", "mine", "Sea_Gull/1.png")
     assert (cup.name, cup.source, cup.box) == ("cup", "list", (1, 1, 5, 5))
-    with pytest.raises(EvcapError, match="must give `names`"):
+    with pytest.raises(EvcapError, match="must give names to find in them"):
         all_candidates(Config(captions=["tiny"]), lvis)
 
 

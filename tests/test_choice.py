@@ -36,7 +36,7 @@ def phrases() -> PhraseModel:
 
 @torch.no_grad()
 def cosine(choice: BeamChoice, query: torch.Tensor, text: str) -> float:
-    return nn.functional.cosine_similarity(query, choice._project(SentenceEmbedder()([text])[0]), dim=0).item()
+    return nn.functional.cosine_similarity(query, choice._read._project(SentenceEmbedder()([text])[0]), dim=0).item()
 
 
 def test_similarity_is_the_cosine_of_the_nearest_query(choice):

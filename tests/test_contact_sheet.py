@@ -1,4 +1,4 @@
-"""The contact sheet: which captions it shows, and that they are drawn. (Bands of every size: test_evaluate.py.)"""
+"""The contact sheet: which captions it shows, and that they are drawn."""
 
 from pathlib import Path
 
@@ -39,6 +39,18 @@ def test_best_median_and_worst():
     rows = [scored(Path("a.png"), score) for score in (40, 10, 90, 0, 60, 20, 70, 30, 50, 80)]
     bands = {band: [row.score for row in chosen] for band, chosen in choose(rows, 2).items()}
     assert bands == {"best": [90, 80], "median": [50, 40], "worst": [10, 0]}
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 1), (5, 1), (6, 2), (12, 4), (40, 4)])
+def test_bands_of_the_contact_sheet(count, columns):
+    rows = [Scored(Path(f"{n}"), "", score, "", []) for n, score in enumerate(np.random.default_rng(0).permutation(count))]
+    bands = choose(rows, 4)
+    scores = {band: [row.score for row in chosen] for band, chosen in bands.items()}
+    assert {len(chosen) for chosen in bands.values()} == {columns}
+    assert scores["best"] == list(range(count - 1, count - 1 - columns, -1)) and scores["worst"] == [*range(columns)][::-1]
+    if count >= 3:
+        assert abs(np.mean(scores["median"]) - (count - 1) / 2) <= 0.5
+        assert len({id(row) for chosen in bands.values() for row in chosen}) == 3 * columns
 
 
 def test_shows_the_chosen_pictures(pictures, tmp_path):

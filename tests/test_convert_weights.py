@@ -12,9 +12,11 @@ import yaml
 from lavis_files import lavis_qformer, lavis_tower, release_tensors, small_paper_preset, write_paper_files
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
 
 from data.convert_weights import app
+from evcap.fusion import NameEmbeddings
 from evcap.predictor import Captioner
 
 REPOSITORY = Path(__file__).parent.parent
@@ -103,6 +105,33 @@ def test_start_takes_berts_layers(names, folder):
     drawn = made["fusion.qformer.layers.0.cross_attention.value.weight"]
     assert 0.015 < drawn.std() < 0.025
     torch.testing.assert_close(made["image_qformer.queries"], lavis_qformer(small_paper_preset())["query_tokens"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@torch.no_grad()
+def test_start_embeds_names_as_bert_does(whole, folder):
+    """Words, positions and the type that names have, against transformers' own; `whole`: with BERT's head, as on the hub."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 2}
+    bert = BertForMaskedLM(BertConfig(vocab_size=30522, **sizes)).eval()
+    bert.bert.embeddings.token_type_embeddings.weight.normal_()  # so that each row shows
+    (bert if whole else bert.bert).save_pretrained(folder / "bert")
+    output = folder / "start.safetensors"
+    code, _, err = convert("start", "--bert", folder / "bert", "--output", output, "--preset", folder / "preset.yaml")
+    assert code == 0, err
+    own = NameEmbeddings(30523, 24, 1e-12)
+    start = "fusion.embeddings."
+    own.load_state_dict({key.removeprefix(start): t for key, t in load_file(output).items() if key.startswith(start)})
+    ids = torch.randint(30522, (3, 160))
+    torch.testing.assert_close(own(ids), bert.bert.embeddings(ids))
+
+
+def test_token_types_of_another_width_are_named(folder):
+    state = {k.removeprefix("Qformer_txt."): t for k, t in release_tensors(small_paper_preset()).items()}
+    torch.save(state | {"bert.embeddings.token_type_embeddings.weight": torch.zeros(2, 23)}, folder / "bert.bin")
+    options = ["--output", folder / "start.safetensors", "--preset", folder / "preset.yaml"]
+    code, _, err = convert("start", "--bert", folder / "bert.bin", *options)
+    assert code == 1 and "'embeddings.token_type.weight' is (1, 23), expected (1, 24)" in err and err.count("\n") == 1
 
 
 def test_start_without_bert_draws_with_a_seed(folder):

@@ -11,7 +11,7 @@ from evcap.datasets import (
     read_coco_captions,
     read_instances,
     read_lvis,
-    read_lvis_names,
+    read_name_list,
     read_vocabulary,
 )
 from evcap.errors import EvcapError
@@ -63,7 +63,7 @@ def test_instances_have_corners_and_an_area(folder):
 def test_lvis_names_with_synonyms(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("aerosol can/spray can\nalligator\n\n crèche / manger /\n", encoding="utf-8")
-    assert read_lvis_names(path) == [["aerosol can", "spray can"], ["alligator"], ["crèche", "manger"]]
+    assert read_name_list(path) == [["aerosol can", "spray can"], ["alligator"], ["crèche", "manger"]]
 
 
 def test_vocabulary(tmp_path):
@@ -186,7 +186,7 @@ def test_bad_files_get_one_clear_line(folder, reader, data, message):
     assert text.startswith(str(path)) and message.format(folder=folder) in text and "\n" not in text
 
 
-@pytest.mark.parametrize("reader", [lambda p: read_coco_captions(p, p), lambda p: read_instances(p, p), read_lvis_names])
+@pytest.mark.parametrize("reader", [lambda p: read_coco_captions(p, p), lambda p: read_instances(p, p), read_name_list])
 def test_absent_and_binary_files(tmp_path, reader):
     with pytest.raises(EvcapError, match="cannot read .*none"):
         reader(tmp_path / "none")

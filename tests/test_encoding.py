@@ -3,16 +3,19 @@
 import dataclasses
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from forks import Fork
 from PIL import Image
 from tiny_run import world
 
 from evcap.cluster import Engine
 from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
 from evcap.named import NamedImage
 from evcap.predictor import Captioner
 
@@ -107,20 +110,6 @@ def test_an_encoder_needs_trained_tensors():
         _ = Encoder(str(world() / "preset.yaml")).captioner
 
 
-def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each worker has one
-    here = encode_keys(encoder, items, tmp_path / "here", 2, quiet=True)
-    torch.set_num_threads(threads)
-    workers = []
-    pool = two_workers.data.ActorPoolStrategy
-    monkeypatch.setattr(two_workers.data, "ActorPoolStrategy", lambda size: workers.append(size) or pool(size=size))
-    monkeypatch.setattr(Captioner, "keys", lambda *args: pytest.fail("encoded in this process"))
-    there = encode_keys(encoder, items, tmp_path / "there", 2, Engine.ray, quiet=True)
-    assert workers == [2]
-    assert (there.keys == here.keys).all() and there.items == here.items and there.failures == here.failures
-
-
 def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
@@ -136,3 +125,49 @@ def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(EvcapError, match="Ray does not start or answer: nobody there"):
         encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+
+
+def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each worker has one
+    here = encode_keys(encoder, items, tmp_path / "here", 2, quiet=True)
+    torch.set_num_threads(threads)
+    workers = []
+    pool = two_workers.data.ActorPoolStrategy
+    monkeypatch.setattr(two_workers.data, "ActorPoolStrategy", lambda size: workers.append(size) or pool(size=size))
+    monkeypatch.setattr(Captioner, "keys", lambda *args: pytest.fail("encoded in this process"))
+    there = encode_keys(encoder, items, tmp_path / "there", 2, Engine.ray, quiet=True)
+    assert workers == [2]
+    assert (there.keys == here.keys).all() and there.items == here.items and there.failures == here.failures
+
+
+def test_a_killed_ray_run_goes_on_to_the_same_keys(tmp_path, two_workers):
+    """memory/rebuild.py --engine ray, killed on a cluster that lives on, against one process that nobody disturbs."""
+    for number in range(60):
+        path = tmp_path / "photos" / ("wolf", "teapot")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((50, 40), 90 + number).convert("RGB").save(path)
+    (tmp_path / "names.txt").write_text("wolf\nteapot\n")
+    given = [tmp_path / "names.txt", "--images", tmp_path / "photos", "--batch", 1, "--quiet"]
+    given += ["--preset", world() / "preset.yaml", "--trained", world() / "start.safetensors", "--output"]
+    by_ray = ["memory/rebuild.py", *given, tmp_path / "ray", "--engine", "ray"]
+    cluster = {"RAY_ADDRESS": two_workers.get_runtime_context().gcs_address}
+
+    def done() -> list[int]:
+        """Which pictures have their keys on disk, before there is a memory."""
+        marks = [np.fromfile(path, np.uint8) for path in (tmp_path / "ray.work" / "keys").glob("*.rows")]
+        return np.flatnonzero(np.concatenate(marks)).tolist() if marks else []
+
+    killed = Fork(tmp_path, *by_ray, **cluster)
+    while killed.alive() and not done():
+        time.sleep(0.001)
+    killed.kill()
+    before = done()
+    assert 0 < len(before) < 60 and not (tmp_path / "ray").exists()
+    (rows,) = (tmp_path / "ray.work" / "keys").glob("*.f16")
+    keys = np.fromfile(rows, np.float16).reshape(60, -1)
+    assert "60 entries of 2 names" in Fork(tmp_path, *by_ray, **cluster).finish()[0]
+    Fork(tmp_path, "memory/rebuild.py", *given, tmp_path / "alone").finish()
+    one, two = (VisualNameMemory.open(tmp_path / name) for name in ("ray", "alone"))
+    assert (one.names, one.images) == (two.names, two.images) and (one.keys == two.keys).all()
+    assert (keys[before] == one.keys[before]).all()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import typer
 import yaml
 from PIL import Image
-from tiny_run import finish, start, world
 from typer.testing import CliRunner
 
 import evcap
@@ -21,10 +19,10 @@ from eval import evaluate
 from evcap.benchmarks import BENCHMARKS, PAPER
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
-from evcap.contact_sheet import Scored, choose
-from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.memory import VisualNameMemory
 from evcap.metrics import score
 from evcap.predictor import Caption
+from evcap.ranking import RetrievedName
 
 REPOSITORY = Path(__file__).parent.parent
 PICTURES = 13
@@ -248,56 +246,6 @@ def test_other_preset_goes_to_a_folder_of_its_own(folder, monkeypatch):
 
     run(monkeypatch, load=load, preset="evcap-vicuna-13b", options=["--preset", "embedded"], scored=False)
     assert asked == ["embedded"] and (folder / "out/embedded/predictions.json").exists()
-
-
-def evaluate_squares(output: str, processes: int = 1) -> Path:
-    """Caption with the tiny model, in this process or in several of their own; the output folder."""
-    config = world() / f"{output}.yaml"
-    preset = yaml.safe_load((world() / "preset.yaml").read_text())
-    assets = world() / "assets"
-    if not assets.exists():
-        shutil.copytree(world() / "memory", assets / "memory")
-        shutil.copy(world() / "start.safetensors", assets / "trained.safetensors")
-    preset["assets"] = str(assets)
-    preset["decoding"]["phrases"] = 0.0
-    (world() / "scored.yaml").write_text(yaml.safe_dump(preset))
-    settings = {"captions": "squares/captions_train.json", "images": "squares/images", "output": str(world() / output)}
-    settings |= {"preset": str(world() / "scored.yaml"), "batch_size": 3, "beams": 2, "max_length": 6, "scored": False}
-    config.write_text(yaml.safe_dump(settings))
-    if processes > 1:
-        finish(start("evaluate", config, processes, folder="eval"))
-    else:
-        result = CliRunner().invoke(app, [str(config), "--data", str(world() / "data"), "--quiet"])
-        assert result.exit_code == 0, result.output
-    return world() / output
-
-
-def test_two_processes_say_what_one_says():
-    one, two = evaluate_squares("one"), evaluate_squares("two", processes=2)
-    expected = (one / "predictions.json").read_text()
-    assert (two / "predictions.json").read_text() == expected and len(set(expected.split('"caption"'))) > 4
-    shards = [(two / name).read_text().splitlines() for name in ("predictions.jsonl", "predictions-1.jsonl")]
-    assert shards[0][0] == shards[1][0] and [len(lines) - 1 for lines in shards] == [9, 7]  # 3 and 3 batches of 16 pictures
-
-    lines = [*shards[0][:5], '{"image_id": 107, "capt']  # the first was killed in its second batch
-    (two / "predictions.jsonl").write_text("\n".join(lines))
-    (two / "predictions.json").unlink()
-    evaluate_squares("two")  # and one process goes on with what two have left
-    assert (two / "predictions.json").read_text() == expected
-    rows = [line for path in two.glob("*.jsonl") for line in path.read_text().splitlines()[1:]]
-    assert len(rows) == 16 and len({json.loads(row)["image_id"] for row in rows}) == 16
-
-
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 1), (5, 1), (6, 2), (12, 4), (40, 4)])
-def test_bands_of_the_contact_sheet(count, columns):
-    rows = [Scored(Path(f"{n}"), "", score, "", []) for n, score in enumerate(np.random.default_rng(0).permutation(count))]
-    bands = choose(rows, 4)
-    scores = {band: [row.score for row in chosen] for band, chosen in bands.items()}
-    assert {len(chosen) for chosen in bands.values()} == {columns}
-    assert scores["best"] == list(range(count - 1, count - 1 - columns, -1)) and scores["worst"] == [*range(columns)][::-1]
-    if count >= 3:
-        assert abs(np.mean(scores["median"]) - (count - 1) / 2) <= 0.5
-        assert len({id(row) for chosen in bands.values() for row in chosen}) == 3 * columns
 
 
 def test_configs_of_the_repository():

@@ -16,6 +16,7 @@ from evcap.encoding import Encoder
 from evcap.uhr.plans import make_plan
 from evcap.uhr.raster import Raster
 from evcap.uhr.tiles import ENCODED, TileIndex
+from evcap.uhr.towers import QueryTower
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -42,10 +43,8 @@ def one_thread():
 
 
 def opened(path: Path, folder: Path, preset: Path, plan: str = "pyramid-64-0.25") -> TileIndex:
-    raster, encoder = Raster(path), Encoder(str(preset))
-    settings = encoder.captioner.preset
-    shape = settings.image_queries, settings.image_qformer.width
-    return TileIndex.open(folder, raster, make_plan(plan, raster.width, raster.height), encoder.fingerprint, shape)
+    raster, tower = Raster(path), QueryTower(Encoder(str(preset)).captioner)
+    return TileIndex.open(folder, raster, make_plan(plan, raster.width, raster.height), tower.encoder_fingerprint, tower.shape)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

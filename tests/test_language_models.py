@@ -21,8 +21,8 @@ from transformers import (
 
 from bench.release_decoding import release_way
 from evcap import build
-from evcap.build import build_language
-from evcap.config import LanguageConfig
+from evcap.build import build_language, training_precision
+from evcap.config import LanguageConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.language import LanguageModel
 from evcap.release_search import release_search
@@ -75,6 +75,13 @@ def saved(tmp_path, llm=None) -> LanguageConfig:
     return LanguageConfig(kind=str(tmp_path / "llm"), hidden=32, before="a", after="b")
 
 
+def saved_wide(tmp_path) -> LanguageConfig:
+    """4-bit weights come in blocks of 64."""
+    torch.manual_seed(1)
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+    return dataclasses.replace(saved(tmp_path, LlamaForCausalLM(LlamaConfig(**sizes))), hidden=64)
+
+
 CPU = torch.device("cpu")
 
 
@@ -84,10 +91,7 @@ CPU = torch.device("cpu")
 )
 def test_precisions(precision, stored, tmp_path):
     """The frozen weights lie in that form, and the loss stays near that of float32."""
-    torch.manual_seed(1)
-    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128}  # 4-bit weights come in blocks of 64
-    config = saved(tmp_path, LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.1)))
-    config = dataclasses.replace(config, hidden=64)
+    config = saved_wide(tmp_path)
     vectors, losses = torch.randn(2, 4, 64), []
     for form in (precision, "float32"):
         language = build_language(config, form, CPU)
@@ -96,6 +100,34 @@ def test_precisions(precision, stored, tmp_path):
         if form == precision:
             assert str(language.llm.model.layers[0].mlp.up_proj.weight.dtype) == f"torch.{stored}"
     assert losses[0] == pytest.approx(losses[1], rel=0.05 if precision == "4bit" else 0.01)
+
+
+def test_gradients_pass_through_8_bits(tmp_path):
+    """As training does it, under autocast in bfloat16; against float32."""
+    config = saved_wide(tmp_path)
+    vectors, gradients = torch.randn(2, 4, 64), []
+    paper = load_preset("evcap-vicuna-13b")
+    precisions = [dataclasses.replace(paper.language, precision=name) for name in ("8bit", "4bit", "float16")]
+    assert [training_precision(dataclasses.replace(paper, language=p)) for p in precisions] == ["8bit", "4bit", "bfloat16"]
+    for form in ("8bit", "float32"):
+        given, language = vectors.clone().requires_grad_(), build_language(config, form, CPU)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "8bit"):
+            language.loss(language.prompt(given, [[], []]), language.pack(CAPTIONS)).backward()
+        gradients.append(given.grad.flatten())
+    assert nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("precision", ["8bit", "4bit"])
+@torch.inference_mode()
+def test_adapters_stay_beside_weights_of_few_bits(precision, tmp_path):
+    language = build_language(dataclasses.replace(saved_wide(tmp_path), lora_rank=2), precision, CPU)
+    ids = torch.arange(3, 15).view(2, 6)
+    plain = language.llm(ids).logits
+    for parameter in (p for name, p in language.named_parameters() if name.endswith(".up")):
+        parameter.normal_(std=0.2)
+    wrapped = language.llm(ids).logits
+    language.merge()
+    assert torch.equal(language.llm(ids).logits, wrapped) and (wrapped - plain).abs().max() > 0.1
 
 
 def test_a_precision_whose_library_is_absent(tmp_path, monkeypatch):

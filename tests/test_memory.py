@@ -135,9 +135,9 @@ def test_small_and_strange_searches():
     assert memory.search(np.ones((1, 3, 4)), exclude=["x.jpg"]) == [[]]
     best = memory.search(np.eye(4)[None, 2:3], limit=1)
     assert [(hit.name, hit.similarity, hit.query) for hit in best[0]] == [("c", 1.0, 0)]
-    for queries in (np.ones((3, 4)), np.ones((1, 3, 5))):
-        with pytest.raises(EvcapError, match=r"queries must be \(B,Q,4\)"):
-            memory.search(queries)
+    for shape, images in (((3, 4), None), ((1, 3, 5), None), ((1, 3, 4), ["a.jpg", "b.jpg"])):
+        with pytest.raises(EvcapError, match=r"queries must be \(B,Q,4\)|exclude names 2 images for 1 pictures"):
+            memory.search(np.ones(shape), exclude=images)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,9 @@ class Edits(RuleBasedStateMachine):
         expected = DIRECTIONS[np.float32][[row[0] for row in self.model]].reshape(-1, 8)
         np.testing.assert_allclose(memory.keys, expected, atol=1e-3)  # merged ones were float16
         if memory._index is not None:
-            fresh = make(memory.keys, memory.names).search(QUERIES[None])
-            assert memory._index.ntotal == len(self.model) and memory.search(QUERIES[None]) == fresh
+            for left_out in (None, ["3.jpg"]):
+                fresh = make(memory.keys, memory.names, memory.images).search(QUERIES[None], exclude=left_out)
+                assert memory._index.ntotal == len(self.model) and memory.search(QUERIES[None], exclude=left_out) == fresh
 
 
 TestEdits = Edits.TestCase

@@ -2,21 +2,22 @@
 
 import functools
 import os
+import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+import yaml
+from forks import Fork
 from PIL import Image
 from tiny_diffusion import save_pipeline
-from tiny_run import REPOSITORY, world
+from tiny_run import world
 from typer.testing import CliRunner
 
+from evcap.config import shipped_memory
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from memory import rebuild
@@ -46,10 +47,8 @@ def arguments(folder: Path, *more, target: str = "--output") -> list[str]:
     return [str(argument) for argument in [*given, "--steps", "8", "--quiet", *more]]
 
 
-def start(folder: Path, *more, target: str = "--output") -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / "memory" / "rebuild.py"), *arguments(folder, *more, target=target)]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, *more, target: str = "--output") -> Fork:
+    return Fork(folder, "memory/rebuild.py", *arguments(folder, *more, target=target))
 
 
 def run(folder: Path, *more, target: str = "--output", code: int = 0):
@@ -70,18 +69,34 @@ def drawings(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(work)): path.read_bytes() for path in sorted(work.rglob("*.png"))}
 
 
+def encoded(folder: Path) -> int:
+    """Pictures whose keys are on disk, before there is a memory."""
+    return sum(int(np.fromfile(path, np.uint8).sum()) for path in (folder / "memory.work" / "keys").glob("*.rows"))
+
+
+def untouched(folder: Path, target: Path) -> Path:
+    """A folder with the same names and pictures, for a run that nobody kills."""
+    shutil.copytree(folder / "photos", target / "photos")
+    shutil.copy(folder / "names.txt", target)
+    return target
+
+
+def equal(one: VisualNameMemory, two: VisualNameMemory) -> bool:
+    return all(getattr(one, c) == getattr(two, c) for c in ("names", "sources", "images")) and bool(
+        (one.keys == two.keys).all()
+    )
+
+
 def test_killed_and_resumed_it_makes_the_same_drawings_and_keys(folder, tmp_path):
     draw = ["--diffusion", diffusion(), "--count", 4, "--drawing-batch", 2]
     killed = start(folder, *draw)
-    while len(drawings(folder)) < 3 and killed.poll() is None:
+    while killed.alive() and len(drawings(folder)) < 3:
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
     before = {path: path.stat().st_mtime_ns for path in (folder / "memory.work").rglob("*.png")}
-    assert killed.returncode == -signal.SIGKILL and 3 <= len(before) < 12 and not (folder / "memory").exists()
-    resumed = start(folder, *draw)
-    said, complaints = resumed.communicate(timeout=400)
-    assert resumed.returncode == 0 and "evcap:" not in complaints, complaints  # libraries may say what they like
+    assert 3 <= len(before) < 12 and not (folder / "memory").exists()
+    said, complaints = start(folder, *draw).finish()
+    assert "evcap:" not in complaints, complaints  # libraries may say what they like
     assert said.splitlines() == [
         f"{folder / 'memory'}: 15 entries of 5 names",
         "  reused           1 entries of      1 names",
@@ -91,19 +106,40 @@ def test_killed_and_resumed_it_makes_the_same_drawings_and_keys(folder, tmp_path
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert os.listdir(folder / "memory.work") == ["drawings"]
 
-    straight = tmp_path / "straight"
-    shutil.copytree(folder / "photos", straight / "photos")
-    shutil.copy(folder / "names.txt", straight)
-    alone = start(straight, *draw)  # as many threads as the others: sums of other parts round differently
-    alone.communicate(timeout=400)
+    straight = untouched(folder, tmp_path / "straight")
+    start(straight, *draw).finish()
     assert drawings(folder) == drawings(straight) and len(drawings(straight)) == 12
     one, two = opened(folder), opened(straight)
     assert one.names == two.names == ["red"] + ["kite"] * 2 + ["teapot"] * 4 + ["wolf"] * 4 + ["stop sign"] * 4
-    assert (one.sources, one.images) == (two.sources, two.images) and (one.keys == two.keys).all()
-    assert one.images[1:4] == ["Paper_Kite/0.png", "Paper_Kite/1.png", "teapot/0.png"]
+    assert equal(one, two) and one.images[1:4] == ["Paper_Kite/0.png", "Paper_Kite/1.png", "teapot/0.png"]
     assert one.sources[1:4] == ["photos", "photos", "drawn by diffusion"]
     shipped = VisualNameMemory.open(world() / "memory")
     assert np.abs(one.keys[0] - shipped.keys[shipped.names.index("red")]).max() < 1e-3
+
+
+def test_killed_at_random_moments_while_it_encodes_it_makes_the_same_keys(folder, tmp_path):
+    draw, count = random.Random(0), 60
+    for number in range(count - 2):  # beside the paper kites
+        path = folder / "photos" / ("wolf", "teapot")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.effect_noise((50, 40), 90 + number).convert("RGB").save(path)
+    known = 0
+    for _ in range(4):
+        killed, goal = start(folder, "--batch", 1), known + draw.randrange(1, 6)
+        while killed.alive() and encoded(folder) < goal:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.01))
+        killed.kill()
+        assert goal <= encoded(folder) < count and not (folder / "memory").exists()
+        known = encoded(folder)
+        (rows,) = (folder / "memory.work" / "keys").glob("*.f16")
+        keys = np.fromfile(rows, np.float16).reshape(count, -1)
+    assert f"images          {count} entries of      3 names" in start(folder, "--batch", 1).finish()[0]
+    assert not (folder / "memory.work").exists()
+    straight = untouched(folder, tmp_path / "straight")
+    start(straight, "--batch", 1).finish()
+    assert equal(opened(folder), opened(straight))
+    assert (keys[:known] == opened(folder).keys[1 : 1 + known]).all()  # behind the red one of the other memory
 
 
 def test_names_without_anything_are_listed_and_an_extension_adds_them(folder):
@@ -143,20 +179,43 @@ def test_a_damaged_picture_is_reported_and_the_rest_is_done(folder):
     assert result.stderr.startswith("evcap: 1 of 3 pictures failed:\n") and "teapot/1.png: not a picture" in result.stderr
 
 
+def test_a_quiet_run_builds_its_index_quietly(folder, monkeypatch):
+    asked, save = [], VisualNameMemory.save
+    monkeypatch.setattr(VisualNameMemory, "save", lambda self, to, quiet=False: asked.append(quiet) or save(self, to, quiet))
+    run(folder)
+    assert asked == [True]
+
+
 def test_bad_calls_get_one_clear_line(folder):
     with pytest.raises(EvcapError, match="name one folder"):
         run(folder, "--extend", folder)
     with pytest.raises(EvcapError, match="memory does not exist"):
         run(folder, target="--extend")
     with pytest.raises(EvcapError, match="the shipped memory is only read"):
-        shipped = rebuild.shipped_memory("embedded")
-        rebuild.main(folder / "names.txt", output=shipped)
+        rebuild.main(folder / "names.txt", output=shipped_memory())
     (folder / "names.txt").write_text("qbuzz\n")
     with pytest.raises(EvcapError, match="there is nothing for qbuzz: give pictures"):
         run(folder)
     with pytest.raises(EvcapError, match="made by another encoder|was made by encoder"):
-        run(folder, "--reuse", rebuild.shipped_memory("embedded"))
+        run(folder, "--reuse", shipped_memory())
     assert not (folder / "memory").exists()
+
+
+def test_a_presets_own_memory_is_reused_and_may_be_written(folder):
+    """A preset of one's own: nothing to reuse at first, then its memory grows by the names that a new list adds."""
+    preset = yaml.safe_load((world() / "preset.yaml").read_text()) | {"assets": "assets"}
+    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
+    (folder / "assets").mkdir()
+    shutil.copy(world() / "start.safetensors", folder / "assets" / "trained.safetensors")
+    assert rebuild.own_memory(str(folder / "preset.yaml")) is None
+    options = {"images": [folder / "photos"], "preset": str(folder / "preset.yaml"), "quiet": True}
+    rebuild.main(folder / "names.txt", output=folder / "assets" / "memory", **options)
+    assert VisualNameMemory.open(folder / "assets" / "memory").names == ["kite", "kite"]
+    (folder / "names.txt").write_text("kite\nboat\n")
+    rebuild.main(folder / "names.txt", output=folder / "memory", **options)
+    made = opened(folder)
+    assert made.names == ["kite", "kite", "boat"] and made.sources == ["photos"] * 3
+    assert VisualNameMemory.open(folder / "assets" / "memory").names == ["kite", "kite"]
 
 
 def test_synonyms_find_material_but_what_is_said_means_itself(folder):

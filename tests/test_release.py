@@ -68,6 +68,17 @@ def test_a_checkpoint_with_its_fusion_is_the_whole_trained_part(preset, files):
     torch.testing.assert_close(model.name_features(queries, ids, mask), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_first_of_two_files_counts(preset, files, tmp_path):
+    """BLIP-2's file behind a checkpoint fills nothing in: its query tokens are not those that were trained."""
+    torch.save({"model": lavis_qformer(preset)}, tmp_path / "blip2.pth")
+    wanted, trained = trained_parts(skeleton(preset)), release_tensors(preset)["query_tokens"]
+    placed = read_release([*files, tmp_path / "blip2.pth"], wanted)
+    assert torch.equal(placed.tensors["image_qformer.queries"], trained)
+    assert placed.left_out["query_tokens"] == "an earlier source has it"
+    other = read_release([tmp_path / "blip2.pth", *files], wanted).tensors["image_qformer.queries"]
+    assert torch.equal(other, lavis_qformer(preset)["query_tokens"]) and not torch.equal(other, trained)
+
+
 def test_a_checkpoint_without_its_fusion_says_where_to_get_it(preset, files):
     wanted = trained_parts(skeleton(preset))
     with pytest.raises(EvcapError, match=r"the name fusion is missing \('fusion.*' and \d+ more\).*export_release_fusion.py"):

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.datasets import read_lvis_names
+from evcap.datasets import read_name_list
 from evcap.renaming import Renamer
 from evcap.vocabulary import clean_name, pluralize
 
@@ -154,7 +154,7 @@ def test_without_embeddings_nothing_is_drawn_but_chance_and_substitute(renamer, 
 
 def test_the_rename_test_asks_for_names_that_training_did_not_draw():
     repository = Path(__file__).parent.parent
-    drawn = {row[0] for row in read_lvis_names(repository / "train" / "substitutes.txt")}
+    drawn = {row[0] for row in read_name_list(repository / "train" / "substitutes.txt")}
     asked = set(yaml.safe_load((repository / "eval" / "configs" / "memory-matters.yaml").read_text())["renames"].values())
     assert len(drawn) > 300 and len(asked) > 50
 

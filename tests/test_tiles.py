@@ -20,6 +20,7 @@ from evcap.uhr.raster import Raster
 from evcap.uhr.reading import read_square
 from evcap.uhr.tile_files import stored_plan
 from evcap.uhr.tiles import EMPTY, ENCODED, MISSING, Filled, TileIndex
+from evcap.uhr.towers import QueryTower
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -266,21 +267,22 @@ def test_the_plan_of_a_folder(filled, tmp_path):
 
 def test_features_of_the_real_model_do_not_depend_on_neighbours_or_parts(captioner, tmp_path):
     write_scene(tmp_path / "a.tif", 700, 500, 128)
-    folder, shape = tmp_path / "index", (captioner.preset.image_queries, captioner.preset.image_qformer.width)
+    tower, folder = QueryTower(captioner), tmp_path / "index"
 
     def make(name: str) -> TileIndex:
         raster = Raster(tmp_path / "a.tif")
-        return TileIndex.open(
-            tmp_path / name, raster, make_plan("pyramid-288-0.25", 700, 500), captioner.encoder_fingerprint, shape
-        )
+        plan = make_plan("pyramid-288-0.25", 700, 500)
+        return TileIndex.open(tmp_path / name, raster, plan, tower.encoder_fingerprint, tower.shape)
 
     index, parts = make("index"), make("parts")
-    index.fill(captioner, batch=3, quiet=True)
+    index.fill(tower, batch=3, quiet=True)
     for numbers in (np.array([5, 2]), None):
-        parts.fill(captioner, numbers, batch=3, quiet=True)
+        parts.fill(tower, numbers, batch=3, quiet=True)
     assert contents(parts.folder) == contents(folder) and index.counts() == [0, len(index.plan), 0]
     pictures = [read_square(index.raster, index.plan, np.array([n]), 288).pixels[0] for n in range(len(index.plan))]
     from PIL import Image
 
     wanted = captioner.query_features([Image.fromarray(pixels) for pixels in pictures]).numpy()
-    assert pictures[-1].shape == (288, 288, 3) and np.allclose(index.queries(index.numbers()), wanted, 1e-3, 1e-3)
+    found = index.queries(index.numbers()).astype(np.float32)
+    cosines = (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert pictures[-1].shape == (288, 288, 3) and cosines.min() > 0.99 and cosines.mean() > 0.999  # towers see in bfloat16

@@ -1,20 +1,26 @@
 """The run folder, and both recipes killed in the middle of a tiny run: they resume to the same losses."""
 
 import json
+import os
 import time
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState, GradientState
 from tiny import tiny_evcap
 from tiny_run import REPOSITORY, STEPS, config_for, finish, log, start, straight, world
 from torch import nn
 
+from evcap import loop
 from evcap.captioner import load_parts, trained_parts
 from evcap.config import load_yaml
 from evcap.errors import EvcapError
+from evcap.loop import whole_tensors
 from evcap.training import RunFolder, parameter_groups
 from evcap.weights import read_safetensors
+from train import train
+from train.pretrain import Config
 
 
 def optimizer_of(model):
@@ -90,6 +96,17 @@ def test_other_settings_are_refused(tmp_path):
         RunFolder(tmp_path, {"seed": 1})
 
 
+def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        RunFolder(tmp_path, {"seed": 0})
+    assert not list(tmp_path.iterdir())
+    RunFolder(tmp_path, {"seed": 1})
+
+
 def test_the_later_record_of_a_step_counts(tmp_path):
     run = RunFolder(tmp_path, {})
     assert run.records() == []
@@ -157,6 +174,44 @@ def test_a_killed_run_resumes_to_the_same_losses(recipe):
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.fixture
+def alone():
+    """Accelerate as it starts in a process of its own; threads and state are put back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Squares(nn.Module):
+    """A loss for all that is trained in `model`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self):
+        return sum(p.square().mean() for p in self.parameters() if p.requires_grad)
+
+
+def test_a_run_puts_its_tensors_together_once_at_its_end(alone, tmp_path, monkeypatch):
+    """Checkpoint and last.safetensors are of one assembly; a run killed between the two writes the second when resumed."""
+    calls = []
+    monkeypatch.setattr(loop, "whole_tensors", lambda tensors: calls.append(1) or whole_tensors(tensors))
+    config = Config(str(tmp_path / "run"), [], 1, 2, 1e-2, max_steps=2, validate=0, checkpoint_minutes=60)
+    ends, last = [], tmp_path / "run" / "last.safetensors"
+    for steps in (2, 0):
+        training = loop.TrainingLoop(config, quiet=True)
+        model = tiny_evcap()
+        trainer = training.start(Squares(model), model, pictures=8)
+        assert [training.backward(trainer()) for _ in training.batches(dict)] == [None] * steps
+        ends.append(read_safetensors(last))
+        last.unlink()
+    assert len(calls) == 2 and all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
+    assert not torch.equal(ends[0]["projection.weight"], tiny_evcap().projection.weight.half())
+
+
 @pytest.mark.parametrize("recipe", ["pretrain", "train"])
 def test_training_learns(recipe):
     losses = [row["loss"] for row in straight(recipe) if "loss" in row]
@@ -195,9 +250,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "train" / "configs").glob("coco-*.yaml")), ids=lambda p: p.stem)
 def test_configs_of_the_paper_are_read(path):
-    from train.train import Config
-
-    config = load_yaml(path, Config)
+    config = load_yaml(path, train.Config)
     assert config.release == path.stem.endswith("release") and not config.substitutes and config.gradient_checkpointing
 
 

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import rasterio
@@ -20,7 +19,7 @@ class PlainEncoder:
     """Features (n,2,6) of tiles of 32 pixels: their 4 x 4 colours by a fixed matrix. `calls` holds the sizes of batches."""
 
     encoder_fingerprint = "plain"
-    preset = SimpleNamespace(vision=SimpleNamespace(image_size=SIDE), image_queries=2, image_qformer=SimpleNamespace(width=6))
+    image_size = SIDE
     shape = (2, 6)
 
     def __init__(self, seconds: float = 0.0):

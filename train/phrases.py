@@ -44,6 +44,7 @@ def main(
     data: DataFolder,
     quiet: NoBars = False,
 ) -> None:
+    """Fit the phrase model, which helps to choose among the beams."""
     config = load_yaml(config_path, Config)
     model = build_model(load_preset(config.preset), config.trained)
     encoder = encoder_fingerprint(model)

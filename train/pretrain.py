@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model
+from evcap.build import build_model, training_precision
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
@@ -29,7 +29,8 @@ from evcap.datasets import CaptionedImage
 from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
 from evcap.metrics import cider
-from evcap.text import SentenceEmbedder, clean_caption, content_words
+from evcap.similarity import TextTower, nearest_query
+from evcap.text import clean_caption, content_words
 from evcap.training import read_split
 
 
@@ -80,7 +81,7 @@ class Pretrainer(nn.Module):
             singles = nn.functional.normalize(queries.float(), dim=-1)
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
             losses = {
-                "contrast": info_nce((singles @ texts.T).amax(1), count),
+                "contrast": info_nce(nearest_query(queries, texts), count),
                 "word": word_loss(singles, mean, words, targets) + sameness(singles),
             }
         if captions is not None:
@@ -160,10 +161,8 @@ def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool
 
 def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], k: int = 5) -> float:
     """Percent of captions whose own picture is among the k most similar (best query), over the given pictures."""
-    texts = SentenceEmbedder()([clean_caption(c) for row in captions for c in row])
-    texts = nn.functional.normalize(model.text_projection(texts.to(queries.device)), dim=-1)
-    similarity = (nn.functional.normalize(queries, dim=-1) @ texts.T).amax(1)  # (N, texts)
-    owner = torch.tensor([i for i, row in enumerate(captions) for _ in row], device=queries.device)
+    similarity = nearest_query(queries.cpu(), TextTower(model.text_projection)([c for row in captions for c in row]))
+    owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])
     return 100 * (similarity.topk(min(k, len(similarity)), dim=0).indices == owner).any(0).float().mean().item()
 
 
@@ -172,10 +171,12 @@ def main(
     data: DataFolder,
     quiet: NoBars = False,
 ) -> None:
+    """Pretrain the image Q-Former of the embedded preset."""
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
-    model = build_model(load_preset(config.preset), config.start_from, "bfloat16", accelerator.device)
+    preset = load_preset(config.preset)
+    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     plain = cached_patches(model, records, data, False, quiet, loop.share)

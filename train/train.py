@@ -23,11 +23,11 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model, name_tokenizer
+from evcap.build import build_model, name_tokenizer, training_precision
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.datasets import read_lvis_names
+from evcap.datasets import read_name_list
 from evcap.features import cached_names, cached_queries
 from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
@@ -121,7 +121,7 @@ def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Rename
     if not config.substitutes:
         return None
     lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
-    return Renamer(memory.counts(), [row[0] for path in lists for row in read_lvis_names(path)], SentenceEmbedder())
+    return Renamer(memory.counts(), [row[0] for path in lists for row in read_name_list(path)], SentenceEmbedder())
 
 
 def texts_of(names: list[str], captions: list[str], renamer: Renamer | None, config: Config, draw: random.Random):
@@ -139,11 +139,12 @@ def main(
     data: DataFolder,
     quiet: NoBars = False,
 ) -> None:
+    """Train EVCap: the name fusion and the projection, with retrieval on."""
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, "bfloat16", accelerator.device)
+    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)

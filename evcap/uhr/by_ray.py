@@ -18,6 +18,7 @@ from evcap.uhr.plans import make_plan
 from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.reading import read_ahead, squares
 from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, TileIndex, encode_tiles
+from evcap.uhr.towers import open_tower
 
 BATCHES_A_TASK = 16  # what a task did is on disk only when all of it is done
 
@@ -64,13 +65,12 @@ class TileWorker:
     """An actor of Ray: loads the preset once, then encodes tiles of these scenes, of which only the numbers come."""
 
     def __init__(self, recipe: tuple, scenes: list[tuple], batch: int):
-        self.captioner, self.scenes, self.batch = Encoder.after(recipe).captioner, scenes, batch
+        self.tower, self.scenes, self.batch = open_tower(Encoder.after(recipe).captioner), scenes, batch
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """scene, number (n,) -> beside them state (n,), queries (n,Q,W) float16, zeros if not encoded, and error (n,), a
         line that is empty unless the scene could not be read."""
-        preset = self.captioner.preset
-        queries = np.zeros((len(rows["number"]), preset.image_queries, preset.image_qformer.width), np.float16)
+        queries = np.zeros((len(rows["number"]), *self.tower.shape), np.float16)
         states, errors = np.full(len(queries), MISSING, np.uint8), np.full(len(queries), "", object)
         for scene in np.unique(rows["scene"]):
             here = np.flatnonzero(rows["scene"] == scene)
@@ -90,6 +90,6 @@ class TileWorker:
             if raster.fingerprint() != fingerprint:
                 raise RasterError(f"{raster.path} is another file here than where the run was started")
             divided = make_plan(plan, raster.width, raster.height)
-            side = self.captioner.preset.vision.image_size
-            with closing(read_ahead(raster, divided, squares(divided, numbers, raster), side)) as reading:
-                yield from encode_tiles(reading, self.captioner, self.batch)
+            groups = squares(divided, numbers, raster)
+            with closing(read_ahead(raster, divided, groups, self.tower.image_size)) as reading:
+                yield from encode_tiles(reading, self.tower, self.batch)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, Filled, TileEncoder, TileIndex
+from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, Filled, TileIndex
+from evcap.uhr.towers import Tower
 
 CHUNK = 1024  # tiles whose features are scored at once
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def fill_promising(
-    index: TileIndex, encoder: TileEncoder, score: Score, budget: int, batch: int = BATCH, quiet: bool = False
+    index: TileIndex, encoder: Tower, score: Score, budget: int, batch: int = BATCH, quiet: bool = False
 ) -> Filled:
     """Encode at most `budget` tiles of a pyramid: coarse levels as a whole, of finer ones what is below the best tiles.
 

@@ -5,36 +5,29 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from evcap.config import Preset
 from evcap.errors import EvcapError
 from evcap.uhr.plans import Plan
 from evcap.uhr.raster import Raster
 from evcap.uhr.reading import Tiles, read_ahead, squares
 from evcap.uhr.tile_files import check_manifest, create, read_rows, remedy, runs, saying, write_rows
 
+if TYPE_CHECKING:
+    from evcap.uhr.towers import Tower
+
 MISSING, ENCODED, EMPTY = 0, 1, 2
 SYNC = 1.0  # seconds after which what was encoded is on disk
 BATCH = 16  # tiles that go through the encoder together; 32 need 0.4 GB more with the embedded preset
-
-
-class TileEncoder(Protocol):
-    """What evcap.predictor.Captioner has."""
-
-    preset: Preset
-    encoder_fingerprint: str
-
-    def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ Batch = tuple[np.ndarray, np.ndarray | None, np.ndarray]
 NONE = np.zeros(0, np.int64)
 
 
-def encode_tiles(read: Iterable[Tiles], encoder: TileEncoder, batch: int) -> Iterator[Batch]:
+def encode_tiles(read: Iterable[Tiles], encoder: Tower, batch: int) -> Iterator[Batch]:
     """Numbers (n,) int64 of encoded tiles with their query features (n,Q,W) float16, or numbers (m,) of empty tiles.
 
     The encoder always gets `batch` pictures, at last some twice: its rounding depends on how many there are. So features do
@@ -164,7 +157,7 @@ class TileIndex:
             finally:
                 writer.flush()
 
-    def fill(self, encoder: TileEncoder, numbers: np.ndarray | None = None, batch: int = BATCH, quiet: bool = False) -> Filled:
+    def fill(self, encoder: Tower, numbers: np.ndarray | None = None, batch: int = BATCH, quiet: bool = False) -> Filled:
         """Encode what is missing of these tiles (None: of all). May be killed: the next run goes on where this one was a second
         before.
 
@@ -176,7 +169,7 @@ class TileIndex:
         with self.writing() as writer:
             before, todo = self.counts(), writer.missing(numbers)
             groups = squares(self.plan, todo, self.raster)
-            reading = read_ahead(self.raster, self.plan, groups, encoder.preset.vision.image_size)
+            reading = read_ahead(self.raster, self.plan, groups, encoder.image_size)
             with closing(reading), tqdm(total=len(todo), desc="tiles", unit="tile", disable=quiet or None) as bar:
                 for encoded, queries, empty in encode_tiles(reading, encoder, batch):
                     writer.store(encoded, queries, empty)

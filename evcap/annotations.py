@@ -1,0 +1,56 @@
+"""Annotation files in JSON, read so that whatever is wrong gets one line with the file and the place in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from evcap.errors import EvcapError
+
+Item = TypeVar("Item")
+
+
+def read_lists(path: Path, keys: tuple[str, ...]) -> dict:
+    """The object of a JSON file. Raises EvcapError for a file that cannot be read or lacks a list under one of `keys`."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise EvcapError(f"{path} is not JSON: {error}") from None
+    for key in keys:
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise EvcapError(f"{path} is not in COCO format: it has no list '{key}'")
+    return data
+
+
+def read_items(path: Path, data: dict, key: str, read: Callable[[dict], Item]) -> list[Item]:
+    """`read` of each item of the list data[key].
+
+    `path` is where the data came from. An item for which `read` raises KeyError, TypeError or ValueError is named by an
+    EvcapError: annotations[7] has no 'caption'.
+    """
+    found = []
+    for number, item in enumerate(data[key]):
+        try:
+            found.append(read(item))
+        except KeyError as error:
+            raise EvcapError(f"{path}: {key}[{number}] has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise EvcapError(f"{path}: {key}[{number}] cannot be used: {error}") from None
+    return found
+
+
+def typed(item: dict, key: str, kind: type):
+    """item[key]. Raises KeyError if it is not there and ValueError if it is not a `kind`, for `read_items` to tell."""
+    if not isinstance(item[key], kind):
+        raise ValueError(f"{key} is {item[key]!r}, expected {kind.__name__}")
+    return item[key]
+
+
+def refuse(path: Path, what: str, found: Sequence) -> None:
+    """Raises EvcapError with the number and the first of what was `found`, if anything was: 3 pictures have no caption."""
+    if found:
+        raise EvcapError(f"{path}: {len(found)} {what}, the first is {found[0]}")

@@ -1,0 +1,160 @@
+"""`evcap ask`, and `evcap caption` of pictures that no viewer opens. Heavy modules are imported inside the commands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evcap.cli_uhr import default_folder, need_rasterio
+from evcap.console import command, complain
+from evcap.errors import EvcapError
+
+if TYPE_CHECKING:
+    from evcap.uhr.answer import Analyst, Answer
+    from evcap.uhr.tiles import TileIndex
+
+LARGE = 50_000_000  # pixels from which a TIFF, VRT or JPEG 2000 is captioned by its tiles
+TILED = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
+
+
+class PhrasesBy(StrEnum):
+    nouns = "nouns"
+    model = "model"
+    endpoint = "endpoint"
+
+
+@command
+def ask_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="GeoTIFF, VRT, JPEG 2000, PNG or JPEG, of any size.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help='Like "is there an airplane?" or "how many ships?".')],
+    choice: Annotated[list[str] | None, typer.Option(help="An answer to choose from; may be repeated.")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="Write where it looked to this GeoJSON file.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Draw where it looked into this PNG file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Answer with one line of JSON that tells all.")] = False,
+    index: Annotated[Path | None, typer.Option(help="Folder of the tile index, in place of IMAGE.evcap.")] = None,
+    gallery: Annotated[
+        list[Path] | None, typer.Option(help="Gallery (a memory) to look labels up in, in place of the shipped one; in order.")
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Tiles to encode where `evcap index` has not been run.")] = 2000,
+    phrases_by: Annotated[
+        PhrasesBy, typer.Option(help="Who finds what the question is about: its nouns, the language model, an endpoint.")
+    ] = PhrasesBy.nouns,
+    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible address, as http://localhost:8000/v1.")] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    memory: Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")] = None,
+    preset: Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")] = "embedded",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no remarks.")] = False,
+) -> None:
+    """Ask about a picture of any size; the answer says where it looked."""
+    need_rasterio()
+    from evcap.uhr.answer import Analyst
+    from evcap.uhr.evidence import evidence_json, write_geojson
+    from evcap.uhr.question import analyse
+
+    start = time.monotonic()
+    with opened(image) as raster:
+        if phrases_by != PhrasesBy.model:
+            asked = analyse(question, _backend(phrases_by, endpoint, endpoint_model), choice or ())
+        analyst = Analyst.load(preset, memory, gallery or ())
+        if phrases_by == PhrasesBy.model:
+            asked = analyse(question, analyst.phrases, choice or ())
+        tiles = _index(analyst, raster, index or default_folder(image))
+        answer = analyst.ask(tiles, asked, budget=budget, quiet=quiet)
+        if evidence:
+            write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
+        if overlay:
+            from evcap.uhr.overlay import draw_overlay
+
+            draw_overlay(overlay, raster, answer.evidence, asked.text, answer.text)
+        seconds = time.monotonic() - start
+        if json:
+            found = answer.path, answer.evidence, answer.encoded, answer.tiles, seconds
+            typer.echo(evidence_json(raster, asked, answer.text, *found))
+            return
+        typer.echo(answer.text)
+        _tell_places(answer, raster)
+        if not quiet:
+            for note in [*raster.notes, *([asked.note] if asked.note else [])]:
+                complain(f"{image}: {note}")
+            complain(f"looked at {answer.encoded:,} of {answer.tiles:,} tiles, {seconds:.1f} s")
+
+
+def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
+    if phrases_by != PhrasesBy.endpoint:
+        if endpoint or model:
+            raise EvcapError("--endpoint and --endpoint-model go with --phrases-by endpoint")
+        return None
+    if not (endpoint and model):
+        raise EvcapError("--phrases-by endpoint needs --endpoint URL and --endpoint-model NAME")
+    from evcap.uhr.phrase_models import EndpointPhrases
+
+    return EndpointPhrases(endpoint, model)
+
+
+@contextmanager
+def opened(image: Path) -> Iterator:
+    from evcap.uhr.raster import Raster
+
+    with Raster(image) as raster:
+        yield raster
+
+
+def _index(analyst: Analyst, raster, folder: Path) -> TileIndex:
+    """The tile index in a folder with whatever plan it has; an empty one of a pyramid if there is none."""
+    from evcap.uhr.plans import make_plan
+    from evcap.uhr.tile_files import stored_plan
+    from evcap.uhr.tiles import TileIndex
+
+    tower = analyst.tower
+    name, options = stored_plan(folder), {}
+    if name is None:
+        name, options = "pyramid", {"side": tower.image_size}
+    plan = make_plan(name, raster.width, raster.height, **options)
+    return TileIndex.open(folder, raster, plan, tower.encoder_fingerprint, tower.shape)
+
+
+def _tell_places(answer: Answer, raster) -> None:
+    from evcap.uhr.evidence import numbered
+    from evcap.uhr.geo import cell_words
+
+    for number, item in numbered(answer.evidence):
+        if number:
+            where = cell_words(item.box, raster.width, raster.height)
+            typer.echo(f"  {number}  {item.score:.2f}  {where}, pixels {' '.join(map(str, item.box))}: {item.caption}")
+
+
+def is_large(path: Path) -> bool:
+    """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more."""
+    if path.suffix.lower() not in TILED or not path.is_file():
+        return False
+    try:
+        from evcap.uhr.raster import Raster
+
+        with Raster(path) as raster:
+            return raster.width * raster.height >= LARGE
+    except (ImportError, EvcapError):
+        return False  # it is opened as a photo, which tells what is wrong
+
+
+def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quiet: bool) -> Iterator[tuple]:
+    """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
+    from functools import cache, partial
+
+    from evcap.uhr.answer import Analyst
+    from evcap.uhr.raster import RasterError
+
+    load = cache(partial(Analyst.load, preset, memory))
+    for file in files:
+        try:
+            with opened(file) as raster:
+                said = load().caption(_index(load(), raster, default_folder(file)), quiet=quiet)
+        except RasterError as error:  # other errors are of settings, which no other file would change
+            yield file, None, str(error)
+        else:
+            yield file, said.as_caption(), None

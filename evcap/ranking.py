@@ -1,0 +1,73 @@
+"""From the hits of a picture's queries to its names, by the EVCap release's rule; and which hits are the picture's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evcap.vocabulary import clean_name
+
+
+@dataclass(frozen=True)
+class RetrievedName:
+    """A name with the cosine similarity of its best hit and the query (0 to 31) that made it."""
+
+    name: str
+    similarity: float
+    query: int
+
+
+def ranked_names(similarity: np.ndarray, entry: np.ndarray, names: Sequence[str], keep: int, limit: int) -> list[RetrievedName]:
+    """Names of one picture from the hits (Q,h) of its queries, nearest first, in a memory whose entries bear `names`.
+
+    Of all hits the `keep` most similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the
+    first `limit` returned. Entry -1 is no hit.
+    """
+    best = np.argsort(-similarity, axis=None, kind="stable")[:keep]
+    kept: dict[str, RetrievedName] = {}
+    hits = zip(
+        (best // similarity.shape[1]).tolist(), similarity.ravel()[best].tolist(), entry.ravel()[best].tolist(), strict=True
+    )
+    for query, value, place in hits:
+        name = clean_name(names[place])
+        if name not in kept and place >= 0 and np.isfinite(value):  # -1: the index found nothing near a NaN
+            kept[name] = RetrievedName(name, value, query)
+    return list(kept.values())[:limit]
+
+
+class Owners:
+    """Which of M entries come from which picture, told once so that a search need not look at all of them."""
+
+    def __init__(self, images: list[str]):
+        """images: the picture of each entry; the list is kept, to see whether it is still the memory's."""
+        self.images, self._count = images, len(images)
+        self._numbers: dict[str, int] = {}
+        self._of_entry = np.array([self._numbers.setdefault(i, len(self._numbers)) for i in images], np.int64)
+        self._entries = np.bincount(self._of_entry)
+
+    def made_from(self, images: list[str]) -> bool:
+        """Whether they were made from this list, and nothing was appended since."""
+        return images is self.images and len(images) == self._count
+
+    def most(self, images: Sequence[str]) -> int:
+        """Entries of the one of these pictures that has most of them."""
+        numbers = self._numbers_of(images)
+        return int(self._entries[numbers[numbers >= 0]].max(initial=0))
+
+    def others(
+        self, similarity: np.ndarray, entry: np.ndarray, images: Sequence[str], hits: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of the hits (B,Q,h) of B pictures the first `hits` of each query that are none of the picture's own entries.
+
+        Where there are fewer, own ones follow with a similarity of -inf.
+        """
+        own = (self._of_entry[entry] == self._numbers_of(images)[:, None, None]) & (entry >= 0)
+        order = np.argsort(own, axis=2, kind="stable")[..., :hits]
+        similarity = np.where(own, -np.inf, similarity)
+        return np.take_along_axis(similarity, order, 2), np.take_along_axis(entry, order, 2)
+
+    def _numbers_of(self, images: Sequence[str]) -> np.ndarray:
+        """(B,) int64; -1 for a picture that no entry comes from."""
+        return np.array([self._numbers.get(image, -1) for image in images], np.int64)

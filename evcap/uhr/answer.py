@@ -1,0 +1,215 @@
+"""Captions of, and answers about, pictures that no model takes whole: places are found and described, and what is said of them
+answers (ImageRAG, arXiv 2411.07688, with EVCap as the generator)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evcap.config import assets_folder, load_preset
+from evcap.errors import EvcapError
+from evcap.lora import without_lora
+from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.predictor import Caption, Captioner
+from evcap.uhr.evidence import Evidence
+from evcap.uhr.gallery import Gallery
+from evcap.uhr.geo import cell_words
+from evcap.uhr.phrase_models import ModelPhrases
+from evcap.uhr.promising import fill_promising
+from evcap.uhr.question import Question
+from evcap.uhr.raster import Raster
+from evcap.uhr.reader import EvidenceReader
+from evcap.uhr.retrieval import Place, Retriever
+from evcap.uhr.tiles import MISSING, TileIndex
+from evcap.uhr.towers import Tower, open_tower
+
+BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
+LOOKED_AT, COUNTED = 6, 12  # places of a phrase that are looked at again, and for a count, which cannot be higher
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what is said. evidence: the overview, then the places described. path: how they were found, "fast", "slow" or
+    "none". count: places found, for questions of count and presence. encoded, tiles: of the index, empty ones left out."""
+
+    text: str
+    path: str
+    evidence: list[Evidence] = field(default_factory=list)
+    count: int | None = None
+    encoded: int = 0
+    tiles: int = 0
+
+    def as_caption(self) -> Caption:
+        """The text as a photo's caption, with the names of all that was described, each once, the most similar first."""
+        names: dict[str, float] = {}
+        for name, similarity in sorted((n for item in self.evidence for n in item.names), key=lambda n: -n[1]):
+            names.setdefault(name, similarity)
+        return Caption(self.text, [self.text], [RetrievedName(name, similarity, -1) for name, similarity in names.items()])
+
+
+def looked_at(kind: str) -> int:
+    """How many places of a phrase are looked at again for a question of this kind."""
+    return COUNTED if kind == "count" else LOOKED_AT
+
+
+class Analyst:
+    """A captioner that finds its way in big pictures.
+
+    tower: looks at tiles and reads phrases. galleries: pictures of labels, for phrases that are labels.
+    """
+
+    def __init__(self, captioner: Captioner, tower: Tower, galleries: Sequence[Gallery]):
+        for gallery in galleries:
+            if gallery.memory.encoder != tower.encoder_fingerprint:
+                raise EvcapError("the gallery was made by another encoder; build it again with this preset")
+        self.captioner, self.tower, self.galleries = captioner, tower, list(galleries)
+        self.retriever = Retriever(tower, galleries, captioner.preset.retrieval)
+        self.labels = [label for gallery in galleries for label in gallery.labels]
+        self._reader = EvidenceReader(captioner.model.language)
+
+    @classmethod
+    def load(
+        cls, preset: str | Path = "embedded", memory: str | Path | None = None, galleries: Sequence[str | Path] = ()
+    ) -> Analyst:
+        """Open a preset with its gallery, or with others in its place; any visual-name memory of its encoder will do.
+
+        Raises EvcapError with one line when a part is missing, damaged or made for another model.
+        """
+        captioner = Captioner.load(preset, memory, merged=False)
+        own = assets_folder(preset, load_preset(preset)) / "gallery"
+        folders = list(galleries) or ([own] if own.is_dir() else [])
+        tower = open_tower(captioner)
+        opened = [Gallery(VisualNameMemory.open(folder, tower.encoder_fingerprint)) for folder in folders]
+        return cls(captioner, tower, opened)
+
+    def phrases(self, question: str) -> list[str]:
+        """What a question is about, by the language model: a back-end of `analyse`. Raises NoPhrases."""
+        language = self.captioner.model.language
+        with without_lora(language.llm):
+            return ModelPhrases(language.llm, language.tokenizer)(question)
+
+    def ask(self, index: TileIndex, question: Question, budget: int = BUDGET, quiet: bool = True) -> Answer:
+        """Answer a question about the raster of an index, which is filled where that looks promising if it is not complete.
+
+        Raises EvcapError for a question that names nothing, and when the picture cannot be read.
+        """
+        if not question.phrases:
+            raise EvcapError(
+                f"'{question.text}' names nothing that could be looked for; ask about things, as in \"any ships?\""
+            )
+        self._fill(index, question.phrases, budget, quiet)
+        counting = question.kind in ("count", "presence")
+        contexts = self.retriever.rule.contexts
+        found = self.retriever.find(index, question.phrases, "both", looked_at(question.kind))
+        sure = [[place for place in places if place.sure] for places in found]
+        described = _best(sure, contexts)
+        evidence = self._describe(index.raster, described)
+        counts = [len(places) for places in sure]
+        if question.choices:
+            text = self._reader.choose(question, evidence, index.raster)
+        elif question.kind == "count":
+            text = "; ".join(_counted(n, phrase) for n, phrase in zip(counts, question.phrases, strict=True)).capitalize() + "."
+        elif question.kind == "presence":
+            text = _presence(question.phrases, sure, index.raster)
+        elif question.kind == "where" or not described:
+            text = _where(question.phrases, sure, index.raster)
+        else:
+            text = self._reader.answer(question, evidence, index.raster)
+        return self._answer(index, text, described, evidence, sum(counts) if counting else None)
+
+    def caption(self, index: TileIndex, budget: int = BUDGET, quiet: bool = True) -> Answer:
+        """A paragraph: the whole picture first, then what the labels of the galleries find in it, where they find it.
+
+        There is no question here, so the labels ask: of all places that are sure, one a label, the best `contexts` that do not
+        overlap. That is ours, neither paper has it.
+        """
+        phrases = self.labels or [hit.name for hit in self.captioner.names(_overview(index.raster, self.captioner))[0]]
+        self._fill(index, phrases, budget, quiet)
+        found = self.retriever.survey(index, phrases, self.retriever.rule.contexts)
+        evidence = self._describe(index.raster, found)
+        whole, *parts = evidence
+        sentences = [_sentence(whole.caption)]
+        size = index.plan.width, index.plan.height
+        sentences += [_sentence(f"{_place_words(cell_words(part.box, *size))}: {part.caption}") for part in parts]
+        return self._answer(index, " ".join(sentences), found, evidence, None)
+
+    def _fill(self, index: TileIndex, phrases: Sequence[str], budget: int, quiet: bool) -> None:
+        if index.counts()[MISSING]:
+
+            def promising(numbers: np.ndarray, queries: np.ndarray) -> np.ndarray:
+                return np.max([scores.of("both") for scores in self.retriever.scores([queries], phrases)], axis=0)
+
+            fill_promising(index, self.tower, promising, budget, quiet=quiet)
+
+    def _describe(self, raster: Raster, places: Sequence[Place]) -> list[Evidence]:
+        """The overview and the places, captioned."""
+        side = 2 * self.captioner.preset.vision.image_size
+        pictures = [_overview(raster, self.captioner), *(_part(raster, place.box, side) for place in places)]
+        whole = Evidence((0, 0, raster.width, raster.height), 1.0, "", path="overview")
+        boxes = [whole, *(Evidence(p.box, p.score, "", path=p.path, phrase=p.phrase) for p in places)]
+        said = self.captioner.caption(pictures)
+        return [
+            replace(item, caption=caption.caption, names=[(hit.name, hit.similarity) for hit in caption.names])
+            for item, caption in zip(boxes, said, strict=True)
+        ]
+
+    @staticmethod
+    def _answer(index: TileIndex, text: str, places: Sequence[Place], evidence: list[Evidence], count: int | None) -> Answer:
+        paths = {place.path for place in places}
+        path = "none" if not paths else "fast" if "fast" in paths else "slow"
+        missing, encoded, _ = index.counts()
+        return Answer(text, path, evidence, count, encoded, missing + encoded)
+
+
+def _part(raster: Raster, box: Sequence[int], side: int) -> Image.Image:
+    """A box as a picture, its longer side at most `side` pixels."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = min(1.0, side / max(width, height))
+    return Image.fromarray(raster.read(box, (max(1, round(width * scale)), max(1, round(height * scale))))[0])
+
+
+def _overview(raster: Raster, captioner: Captioner) -> Image.Image:
+    return _part(raster, (0, 0, raster.width, raster.height), 2 * captioner.preset.vision.image_size)
+
+
+def _best(found: Sequence[Sequence[Place]], most: int) -> list[Place]:
+    """In turn the best place of each phrase that is left, at most so many."""
+    turns = [place for rank in range(most) for places in found for place in places[rank : rank + 1]]
+    return turns[:most]
+
+
+def _counted(count: int, phrase: str) -> str:
+    number = NUMBERS[count] if count < len(NUMBERS) else str(count)
+    return f"{number} {'place' if count == 1 else 'places'} with {phrase}"
+
+
+def _presence(phrases: Sequence[str], found: Sequence[Sequence[Place]], raster: Raster) -> str:
+    said = "Yes" if any(found) else "No"
+    return f"{said}: {_where(phrases, found, raster)}"
+
+
+def _where(phrases: Sequence[str], found: Sequence[Sequence[Place]], raster: Raster) -> str:
+    """What was found in which part of the picture."""
+    parts = []
+    for phrase, places in zip(phrases, found, strict=True):
+        cells = dict.fromkeys(cell_words(place.box, raster.width, raster.height) for place in places)
+        parts.append(f"{phrase} {_listed([_place_words(cell).lower() for cell in cells])}" if cells else f"no {phrase} found")
+    return _sentence("; ".join(parts))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _place_words(cell: str) -> str:
+    return "In the centre" if cell == "centre" else f"In the {cell}"
+
+
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,122 @@
+"""Galleries: labels with labelled pictures, so that a phrase is looked for by what it looks like (ImageRAG, arXiv 2411.07688).
+
+A gallery is a visual-name memory, on disk and in use: a label is a name, its pictures are the name's entries.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+
+import numpy as np
+
+from evcap.errors import EvcapError
+from evcap.features import cached_sentences
+from evcap.memory import VisualNameMemory
+
+REDUCERS = ("mean", "cluster", "rerank")
+SAME = 0.25  # squared distance below which a phrase is a label's name: "airplanes" is 0.22 from "airplane"
+NEIGHBOURS = 3  # labels that one phrase can mean, as in ImageRAG
+CLUSTER_DISTANCE, CLUSTER_FEWEST = 0.3, 2  # DBSCAN's, on unit vectors, as in ImageRAG
+RERANKED = 3  # pictures most like the phrase, as in ImageRAG
+SHARED = 0.1  # of a label's pictures: labels that share so many are seen together, and do not exclude each other
+
+
+class Gallery:
+    """labels: the names of a memory, in the order of their first entries; each has a text embedding and a prototype."""
+
+    def __init__(self, memory: VisualNameMemory):
+        if not len(memory):
+            raise EvcapError("the gallery holds no pictures; build one with memory/build_gallery.py")
+        self.memory = memory
+        places = defaultdict(list)
+        for place, name in enumerate(memory.names):
+            places[name].append(place)
+        self.labels = list(places)
+        self._entries = {name: np.array(rows) for name, rows in places.items()}
+
+    @cached_property
+    def texts(self) -> np.ndarray:
+        """(L,384) float32 unit vectors: the labels as sentences, by all-MiniLM-L6-v2, which ImageRAG keys its labels by too."""
+        return cached_sentences(self.labels, quiet=True).numpy()
+
+    def keys(self, label: str) -> np.ndarray:
+        """(n,D) float32 unit vectors of a label's pictures."""
+        return np.asarray(self.memory.keys[self._entries[label]], np.float32)
+
+    @cached_property
+    def prototypes(self) -> np.ndarray:
+        """(L,D) float32 unit vectors: the mean of each label's pictures."""
+        return _unit(np.stack([self.keys(label).mean(0) for label in self.labels]))
+
+    def match(self, phrase: np.ndarray, delta: float) -> list[int]:
+        """The labels that a phrase (384,) can mean, nearest first: at most three, whose squared distance is at most `delta`.
+
+        Of unit vectors the squared distance is 2 - 2 x cosine, so 0.5 means a cosine of 0.75 (ImageRAG's thresholds are such
+        distances too). A phrase that is a label's own name, or its plural, means that one only: not the other two kinds of
+        "residential area".
+        """
+        distance = self._distance(phrase)
+        nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
+        return [int(label) for label in nearest if distance[label] <= self._reach(distance, delta)]
+
+    def _distance(self, phrase: np.ndarray) -> np.ndarray:
+        return 2 - 2 * self.texts @ phrase
+
+    @staticmethod
+    def _reach(distance: np.ndarray, delta: float) -> float:
+        return min(delta, SAME) if distance.min() <= SAME else delta
+
+    def rivals(self, phrase: np.ndarray, delta: float) -> np.ndarray:
+        """(L,) bool: the labels that a tile of this phrase is not expected to show: not those it can mean, nor those of which
+        the gallery says that they are seen together with them."""
+        distance = self._distance(phrase)
+        own = distance <= self._reach(distance, delta)
+        together = self._together[own].any(0) if own.any() else np.zeros(len(self.labels), bool)
+        return ~(own | together)
+
+    @cached_property
+    def _together(self) -> np.ndarray:
+        """(L,L) bool: whether two labels share pictures."""
+        pictures = [{self.memory.images[i] for i in self._entries[label]} for label in self.labels]
+        shared = np.array([[len(a & b) for b in pictures] for a in pictures])
+        counts = np.diag(shared)
+        return shared > SHARED * np.minimum(counts[:, None], counts[None, :])
+
+    def reduce(self, label: int, how: str, phrase: np.ndarray | None = None) -> np.ndarray:
+        """(D,) float32 unit vector that stands for a label. how: "mean" of its pictures; "cluster": mean of the largest cluster
+        (DBSCAN), of all if there is none; "rerank": mean of the three pictures nearest to `phrase` (D,).
+
+        Raises EvcapError for another word.
+        """
+        if how not in REDUCERS:
+            raise EvcapError(f"unknown reduction '{how}' of a gallery, known: {', '.join(REDUCERS)}")
+        if how == "mean":
+            return self.prototypes[label]
+        keys = self.keys(self.labels[label])
+        kept = _largest_cluster(keys) if how == "cluster" else np.argsort(-(keys @ phrase), kind="stable")[:RERANKED]
+        return _unit(keys[kept].mean(0))
+
+
+def _largest_cluster(keys: np.ndarray) -> np.ndarray:
+    """Numbers of the members of DBSCAN's largest cluster (Ester et al. 1996), of all if all are noise.
+
+    By hand: scikit-learn would be 40 MB for the connected parts of one small matrix.
+    """
+    near = np.linalg.norm(keys[:, None] - keys[None], axis=-1) <= CLUSTER_DISTANCE
+    core = near.sum(1) >= CLUSTER_FEWEST
+    label = np.full(len(keys), -1)
+    for seed in np.flatnonzero(core):
+        if label[seed] < 0:
+            members = np.zeros(len(keys), bool)
+            members[seed], front = True, near[seed] & core
+            while (front & ~members).any():
+                members |= front
+                front = near[members & core].any(0)
+            label[members | near[members & core].any(0)] = seed
+    found, sizes = np.unique(label[label >= 0], return_counts=True)
+    return np.flatnonzero(label == found[np.argmax(sizes)]) if len(found) else np.arange(len(keys))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

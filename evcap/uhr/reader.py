@@ -1,0 +1,79 @@
+"""The language model answers from what was said of the overview and of each place (ImageRAG's generation, in words)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from evcap.lora import without_lora
+from evcap.uhr.geo import cell_words, to_thousandths
+
+if TYPE_CHECKING:
+    from evcap.language import LanguageModel
+    from evcap.uhr.evidence import Evidence
+    from evcap.uhr.question import Question
+    from evcap.uhr.raster import Raster
+
+NEW_TOKENS = 48
+NAMES = 5  # of a place that are told
+INSTRUCTIONS = (
+    "You answer a question about a large aerial picture. You cannot see it; you get descriptions of the whole and of places in "
+    "it. Boxes are x1, y1, x2, y2 from 0 to 1000. Answer in one short sentence, from the descriptions alone."
+)
+
+
+class EvidenceReader:
+    """Answers in words of the captioner's own language model, as it was before it learned to caption."""
+
+    def __init__(self, language: LanguageModel):
+        self._language = language
+
+    def answer(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        """One line of text, the likeliest word after word."""
+        ids = torch.tensor([self._prompt(question, evidence, raster)], device=self._language.llm.device)
+        tokenizer = self._language.tokenizer
+        end = tokenizer.eos_token_id
+        with torch.inference_mode(), without_lora(self._language.llm):
+            found = self._language.llm.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=end
+            )
+        text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        return text.split("\n")[0].strip()
+
+    @torch.inference_mode()
+    def choose(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        """The likeliest of the question's choices, as "(B) blue": by the mean log-probability of its tokens."""
+        prompt = self._prompt(question, evidence, raster)
+        scores = []
+        with without_lora(self._language.llm):
+            for choice in question.choices:
+                said = self._language.tokenizer(choice, add_special_tokens=False)["input_ids"]
+                ids = torch.tensor([prompt + said], device=self._language.llm.device)
+                logits = self._language.llm(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                scores.append(logits.gather(1, ids[0, len(prompt) :, None]).mean().item())
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return f"({chr(65 + best)}) {question.choices[best]}"
+
+    def _prompt(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> list[int]:
+        tokenizer = self._language.tokenizer
+        told = "\n".join(_told(item, raster) for item in evidence)
+        choices = "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(question.choices))
+        turns = [
+            {"role": "system", "content": INSTRUCTIONS},
+            {"role": "user", "content": f"{told}\nQuestion: {question.text}{choices}"},
+        ]
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(f"{INSTRUCTIONS}\n{turns[1]['content']}\nAnswer:")["input_ids"]
+
+
+def _told(item: Evidence, raster: Raster) -> str:
+    """A line of the prompt: where, what was looked for, what is seen, which names were found."""
+    names = f" ({', '.join(name for name, _ in item.names[:NAMES])})" if item.names else ""
+    if item.path == "overview":
+        return f"The whole picture: {item.caption}{names}"
+    box = " ".join(map(str, to_thousandths(item.box, raster.width, raster.height).tolist()))
+    return f"Place for {item.phrase}, {cell_words(item.box, raster.width, raster.height)} [{box}]: {item.caption}{names}"

@@ -1,0 +1,206 @@
+"""From phrases to places: how well each tile fits, and which tiles are taken.
+
+Facts and first rules: ImageRAG (arXiv 2411.07688). Its fast path compares phrases with tiles, its slow path pictures of the
+labels that a phrase can mean. Here one pass over a tile index serves both. Three things are ours: a tile is compared with what
+else it may show (`contrasted`), thresholds grow with the number of tiles, and what looks promising is looked at again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evcap.config import RetrievalConfig
+from evcap.similarity import nearest_query
+from evcap.text import sentence_embedder
+from evcap.uhr.gallery import Gallery
+from evcap.uhr.geo import suppress
+from evcap.uhr.raster import Raster
+from evcap.uhr.tiles import TileIndex
+from evcap.uhr.towers import Tower
+
+SHARPNESS = 10.0  # of the comparison of labels: a label 0.1 behind in cosine counts for a third
+ROWS = 1024  # tiles of one product
+APART = 0.1  # share in which two places, each as large as a tile, may overlap: what lies on both is one thing
+CLOSER, SHIFT = 0.78, 0.25  # side and displacement of the windows of a second look, in sides of the tile: 224 of 288 pixels
+
+Way = Literal["fast", "slow", "both"]  # both: the sum of both scores, or the fast one where there is no other
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of the picture found for a phrase. box: x1,y1,x2,y2 in pixels. path: which comparison found it. sure: above the
+    threshold for so many tiles."""
+
+    box: tuple[int, int, int, int]
+    score: float
+    phrase: str
+    path: Literal["fast", "slow"]
+    sure: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of n tiles for one phrase: fast (n,), and slow (n,), None if the phrase is no label of a gallery. float32."""
+
+    fast: np.ndarray
+    slow: np.ndarray | None
+
+    def of(self, way: Way) -> np.ndarray | None:
+        """The scores of one way; None if there are none."""
+        if way == "slow":
+            return self.slow
+        return self.fast if way == "fast" or self.slow is None else self.fast + self.slow
+
+
+def _grown(windows: np.ndarray) -> np.ndarray:
+    """(n,4) float64: windows of a second look, as large as the tiles they come from."""
+    middle, half = (windows[:, :2] + windows[:, 2:]) / 2, (windows[:, 2:] - windows[:, :2]) / (2 * CLOSER)
+    return np.concatenate([middle - half, middle + half], axis=1)
+
+
+def contrasted(own: np.ndarray, rivals: np.ndarray) -> np.ndarray:
+    """How far a tile fits the phrase better than what else it may show: log of the softmax share of `own` (n,) among itself and
+    the `rivals` (n,r), divided by the sharpness; in units of cosine, at most 0."""
+    every = np.concatenate([own[:, None], rivals], axis=1) * SHARPNESS
+    top = every.max(1)
+    return own - (top + np.log(np.exp(every - top[:, None]).sum(1))) / SHARPNESS
+
+
+class Retriever:
+    """Finds phrases among the tiles of an index, with the help of galleries, asked in order: the first that knows a phrase
+    answers for it."""
+
+    def __init__(self, tower: Tower, galleries: Sequence[Gallery], rule: RetrievalConfig):
+        self._tower, self._galleries, self.rule = tower, galleries, rule
+        self._labels = [tower.read(gallery.labels) for gallery in galleries]
+
+    def scores(self, rows: Sequence[np.ndarray] | TileIndex, phrases: Sequence[str]) -> list[Scores]:
+        """Scores of the encoded tiles for each phrase. rows: an index, or arrays (n,Q,D) one after the other."""
+        sentences = torch.cat([self._tower.read(phrases), *self._labels])
+        prototypes = torch.from_numpy(np.concatenate([np.zeros((0, sentences.shape[1]), np.float32), *self._prototypes]))
+        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, len(prototypes)), np.float32)]
+        for part in (queries for _, queries in rows.chunks(ROWS)) if isinstance(rows, TileIndex) else rows:
+            queries = torch.from_numpy(part).float()
+            texts.append(nearest_query(queries, sentences).numpy())
+            keys = torch.nn.functional.normalize(queries.mean(1), dim=-1)  # as memory keys are made
+            pictures.append((keys @ prototypes.T).numpy())
+        texts, pictures = np.concatenate(texts), np.concatenate(pictures)
+        embedded = sentence_embedder()(list(phrases)).numpy()
+        return [self._scores(texts, pictures, len(phrases), place, vector) for place, vector in enumerate(embedded)]
+
+    @property
+    def _prototypes(self) -> list[np.ndarray]:
+        return [gallery.prototypes for gallery in self._galleries]
+
+    def _scores(self, texts: np.ndarray, pictures: np.ndarray, first: int, place: int, phrase: np.ndarray) -> Scores:
+        """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their prototypes."""
+        rivals = np.concatenate([[], *(gallery.rivals(phrase, self.rule.delta) for gallery in self._galleries)]).astype(bool)
+        fast, start = contrasted(texts[:, place], texts[:, first:][:, rivals]), 0
+        for gallery in self._galleries:
+            own = gallery.match(phrase, self.rule.delta)
+            here = pictures[:, start : start + len(gallery.labels)]
+            if own:
+                best = here[:, own].max(1)
+                return Scores(fast, best + contrasted(best, here[:, gallery.rivals(phrase, self.rule.delta)]))
+            start += len(gallery.labels)
+        return Scores(fast, None)
+
+    def threshold(self, way: Way, tiles: int) -> float:
+        """The score above which a tile counts as found. Of n tiles that do not show a phrase the best scores higher the more
+        there are: with a tail that falls exponentially, by slope x ln(n)."""
+        return getattr(self.rule, way) + self.rule.slope * math.log(max(tiles, 1) / 1000)
+
+    def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = 12) -> list[list[Place]]:
+        """Places of each phrase, best first, at most `most`, of which those in front are `sure`, or none of them.
+
+        A place is the best of the windows around a promising tile. Raises EvcapError when the picture cannot be read.
+        """
+        boxes = index.plan.boxes(index.numbers())
+        every = zip(phrases, self.scores(index, phrases), strict=True)
+        return [self._look_again(index, boxes, phrase, scores, way, most) for phrase, scores in every]
+
+    def survey(self, index: TileIndex, phrases: Sequence[str], most: int) -> list[Place]:
+        """The best tile of each of these phrases that was found for sure; of those that overlap the surest, at most `most`."""
+        boxes = index.plan.boxes(index.numbers())
+        if not len(boxes):
+            return []
+        places = []
+        for phrase, scores in zip(phrases, self.scores(index, phrases), strict=True):
+            best = int(scores.of("both").argmax())
+            place = self._place(boxes[best], scores, best, phrase, "both", len(boxes))
+            limit = self.threshold("fast" if scores.slow is None else "both", len(boxes))
+            places += [(place.score - limit, place)] if place.sure else []
+        if not places:
+            return []
+        kept = suppress(np.array([place.box for _, place in places]), np.array([lead for lead, _ in places]), APART, most)
+        return [places[i][1] for i in kept]
+
+    def _look_again(self, index: TileIndex, boxes: np.ndarray, phrase: str, scores: Scores, way: Way, most: int) -> list[Place]:
+        """boxes (n,4), scores: of the encoded tiles."""
+        if scores.of(way) is None or not len(boxes):
+            return []
+        kept = suppress(boxes, scores.of(way), APART, most)
+        windows = np.concatenate([_windows(boxes[tile], index.plan.width, index.plan.height) for tile in kept])
+        seen = self.scores(self._looked(index.raster, windows), [phrase])[0]
+        every = np.concatenate([boxes[kept], windows])
+        slow = None if scores.slow is None else np.concatenate([scores.slow[kept], seen.slow])
+        both = Scores(np.concatenate([scores.fast[kept], seen.fast]), slow)
+        apart = suppress(np.concatenate([boxes[kept], _grown(windows)]), both.of(way), APART, most)
+        return [self._place(every[i], both, i, phrase, way, len(boxes)) for i in apart]
+
+    def _place(self, box: np.ndarray, scores: Scores, i: int, phrase: str, way: Way, tiles: int) -> Place:
+        """Window i of those that were scored."""
+        score = float(scores.of(way)[i])
+        measured = "fast" if way == "both" and scores.slow is None else way
+        by_words = way == "fast" or (way == "both" and scores.fast[i] > self.threshold("fast", tiles))
+        path = "fast" if by_words or scores.slow is None else "slow"
+        return Place(tuple(box.tolist()), score, phrase, path, score > self.threshold(measured, tiles))
+
+    def _looked(self, raster: Raster, windows: np.ndarray, batch: int = 16) -> Sequence[np.ndarray]:
+        side = self._tower.image_size
+        pictures = []
+        for box in windows.tolist():
+            size = tuple(min(side, box[i + 2] - box[i]) for i in (0, 1))
+            pictures.append(Image.fromarray(raster.read(box, size)[0]))
+        parts = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
+        return [self._tower.query_features(part, batch).numpy() for part in parts]
+
+
+def _windows(box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(9,4) int64: closer windows at and around the middle of a box, inside the picture."""
+    sides = np.maximum(1, np.rint((box[2:] - box[:2]) * CLOSER)).astype(np.int64)
+    steps = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)]) * SHIFT * (box[2:] - box[:2])
+    corners = np.rint((box[2:] + box[:2]) / 2 + steps - sides / 2).astype(np.int64)
+    corners = np.clip(corners, 0, np.array([width, height]) - sides)
+    return np.concatenate([corners, corners + sides], axis=1)
+
+
+def imagerag_selection(cosines: np.ndarray, scale: float = 100.0, threshold: float = 0.5) -> list[tuple[int, float]]:
+    """The selection rule of the public ImageRAG release (facts of its code): tiles with confidences, highest first.
+
+    cosines: (n,m) of n phrases with m tiles. Softmax over the tiles; of the two best of each phrase the two that occur most
+    often (of equals the first seen) with their best probability, then each phrase's best if it is not among these; what
+    exceeds the threshold stays. A tile may stand twice, as there.
+    """
+    shares = softmax(scale * cosines)
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :2]
+    seen: dict[int, int] = {}
+    for tile in best.ravel().tolist():
+        seen[tile] = seen.get(tile, 0) + 1
+    common = sorted(seen, key=lambda tile: -seen[tile])[:2]
+    chosen = common + [tile for tile in best[:, 0].tolist() if tile not in common]
+    found = [(tile, float(shares[:, tile].max())) for tile in chosen]
+    return sorted([item for item in found if item[1] > threshold], key=lambda item: -item[1])
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    """Each row (n,m) as shares that sum to 1."""
+    shares = np.exp(rows - rows.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)

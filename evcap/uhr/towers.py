@@ -1,0 +1,101 @@
+"""What looks at tiles and reads phrases: both give vectors of one space, whose cosines say how well they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from evcap.errors import EvcapError
+from evcap.predictor import Captioner
+from evcap.similarity import TextTower
+from evcap.weights import fingerprint
+
+
+class Tower(Protocol):
+    """shape: (Q,D) of what one tile gives; image_size: pixels of a side that it takes without resampling;
+    encoder_fingerprint: short hash that tells whose vectors they are."""
+
+    shape: tuple[int, int]
+    image_size: int
+    encoder_fingerprint: str
+
+    def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
+        """Pictures -> (n,Q,D) float32 on the CPU."""
+
+    def read(self, phrases: Sequence[str]) -> torch.Tensor:
+        """Phrases -> (n,D) float32 unit vectors on the CPU."""
+
+
+class QueryTower:
+    """The captioner's own query features, and its text projection: what a captioner has without further weights."""
+
+    def __init__(self, captioner: Captioner):
+        """Raises EvcapError for a preset without text projection."""
+        preset = captioner.preset
+        if captioner.model.text_projection is None:
+            raise EvcapError(f"preset '{preset.name}' has no text tower: name a CLIP in `text_tower`")
+        self._captioner = captioner
+        self.read = TextTower(captioner.model.text_projection)
+        self.shape = (preset.image_queries, preset.image_qformer.width)
+        self.image_size = preset.vision.image_size
+        self.encoder_fingerprint = captioner.encoder_fingerprint
+
+    def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
+        # in bfloat16, 2.7 times as fast on CPUs; captions are made in the model's own precision
+        with torch.autocast(self._captioner.device.type, dtype=torch.bfloat16):
+            return self._captioner.query_features(images, batch_size).float()
+
+
+def open_tower(captioner: Captioner) -> Tower:
+    """The tower of a captioner's preset: the CLIP it names, or else its own. Raises EvcapError where there is neither."""
+    name = captioner.preset.text_tower
+    return ClipTower(name, captioner.device) if name else QueryTower(captioner)
+
+
+class ClipTower:
+    """A dual encoder of transformers, CLIP or SigLIP: one vector a tile. RemoteCLIP and GeoRSCLIP are CLIPs, once converted."""
+
+    def __init__(self, folder: str | Path, device: torch.device | None = None):
+        """folder: of a model with tokenizer and image processor, or a hub name. Raises EvcapError for what is no such model."""
+        from transformers import AutoModel, AutoProcessor
+
+        self._device = device or torch.device("cpu")
+        try:
+            self._model = AutoModel.from_pretrained(folder).to(self._device).eval()
+            self._processor = AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError, ImportError) as error:
+            raise EvcapError(f"text tower '{folder}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
+        if not hasattr(self._model, "get_text_features"):
+            raise EvcapError(f"text tower '{folder}' is no CLIP or SigLIP: it has no text side")
+        vision = self._model.config.vision_config
+        self.image_size = vision.image_size
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        return 1, self.read(["a"]).shape[1]
+
+    @cached_property
+    def encoder_fingerprint(self) -> str:
+        return fingerprint({k: v.cpu().half() for k, v in self._model.state_dict().items()}, self._model.config.to_dict())
+
+    @torch.inference_mode()
+    def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
+        # squashed, as the captioner sees it: the usual crop of the middle would leave out what lies at the border of a tile
+        square = [image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC) for image in images]
+        inputs = self._processor(images=square, return_tensors="pt").to(self._device)
+        return _vectors(self._model.get_image_features(**inputs))[:, None].float().cpu()
+
+    @torch.inference_mode()
+    def read(self, phrases: Sequence[str]) -> torch.Tensor:
+        inputs = self._processor(text=list(phrases), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        return nn.functional.normalize(_vectors(self._model.get_text_features(**inputs)).float(), dim=-1).cpu()
+
+
+def _vectors(output) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -1,0 +1,128 @@
+"""`evcap ask`, and `evcap caption` of a raster, through their entry points with the shipped model, on a sheet of photos."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from cli_tools import jsonl, run
+from PIL import Image
+
+from evcap import cli_ask
+from evcap.uhr.answer import Analyst
+from evcap.uhr.raster import Raster
+
+SIDE = 288
+
+
+@pytest.fixture(scope="module", autouse=True)
+def analyst():
+    """The shipped model, loaded once for all commands of this module."""
+    opened = Analyst.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Analyst, "load", classmethod(lambda cls, *given: opened))
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """A georeferenced picture of 4 x 2 photos, 288 pixels each."""
+    from conftest import EXAMPLES
+
+    photos = [Image.open(path).convert("RGB").resize((SIDE, SIDE)) for path in sorted(EXAMPLES.glob("*.jpg"))]
+    pixels = np.concatenate([np.concatenate([np.asarray(p) for p in photos[i : i + 4]], axis=1) for i in (0, 4)])
+    path = tmp_path_factory.mktemp("city") / "city.tif"
+    where = {"crs": "EPSG:32633", "transform": Affine(0.3, 0, 500_000, 0, -0.3, 5_800_000)}
+    layout = {"tiled": True, "blockxsize": 256, "blockysize": 256, "photometric": "RGB"}
+    with rasterio.open(path, "w", "GTiff", 4 * SIDE, 2 * SIDE, 3, dtype="uint8", **where, **layout) as file:
+        file.write(pixels.transpose(2, 0, 1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def asked(city):
+    """What `evcap ask --json` says, without an index before, with all files it can write."""
+    files = ["--evidence", city.with_suffix(".geojson"), "--overlay", city.with_suffix(".png")]
+    return json.loads(run("ask", city, "Is there a bus or a wolf?", "--json", "--quiet", *files).stdout)
+
+
+def test_answer_tells_all_of_itself(asked):
+    assert asked["kind"] == "presence"
+    assert asked["phrases"] == ["bus", "wolf"]
+    assert asked["answer"].startswith(("Yes: ", "No: "))
+    assert asked["tiles"]["encoded"] == asked["tiles"]["all"] > 8
+    overview, *places = asked["evidence"]
+    assert overview["path"] == "overview"
+    assert overview["caption"]
+    assert asked["answer"].startswith("Yes") == bool(places)
+    for place in places:
+        x1, y1, x2, y2 = place["box_pixels"]
+        assert 0 <= x1 < x2 <= 4 * SIDE
+        assert 0 <= y1 < y2 <= 2 * SIDE
+
+
+def test_files_of_an_answer(asked, city):
+    collection = json.loads(city.with_suffix(".geojson").read_text())
+    assert collection["answer"] == asked["answer"]
+    with rasterio.open(city) as file:
+        around = shapely.box(*rasterio.warp.transform_bounds(file.crs, "EPSG:4326", *file.bounds)).buffer(1e-6)
+    assert all(around.contains(shapely.geometry.shape(feature["geometry"])) for feature in collection["features"])
+    with Image.open(city.with_suffix(".png")) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
+
+
+def test_the_second_question_encodes_nothing(asked, city, monkeypatch):
+    monkeypatch.setattr("evcap.uhr.tiles.encode_tiles", None)
+    said = run("ask", city, "How many people are there?")
+    assert "with people" in said.stdout
+    tiles = asked["tiles"]["all"]
+    assert f"looked at {tiles} of {tiles} tiles" in said.stderr
+
+
+def test_choices_are_answered_with_one_of_them(asked, city):
+    said = run("ask", city, "What is the bus doing?", "--choice", "standing", "--choice", "flying", "--quiet").stdout
+    assert said.splitlines()[0] in ("(A) standing", "(B) flying")
+
+
+def test_open_questions_get_one_line(asked, city):
+    first = run("ask", city, "What is beside the bus?", "--quiet").stdout.splitlines()[0]
+    assert first
+    again = run("ask", city, "What is beside the bus?", "--quiet").stdout.splitlines()[0]
+    assert first == again
+
+
+def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, analyst):
+    monkeypatch.setattr(cli_ask, "LARGE", 4 * SIDE * 2 * SIDE)
+    result = run("caption", examples[0], city, "--format", "jsonl", "--quiet")
+    photo, large = jsonl(result.stdout)
+    assert [photo["file"], large["file"]] == [str(examples[0]), str(city)]
+    assert large["error"] is None
+    assert large["caption"].endswith(".")
+    with Raster(city) as raster:
+        overview = Image.fromarray(raster.read((0, 0, 4 * SIDE, 2 * SIDE), (2 * SIDE, SIDE))[0])
+    assert large["caption"].startswith(analyst.captioner.caption(overview).caption)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere.tif", "any ships?"], "there is no such file"),
+        (["CITY", ""], "the question is empty"),
+        (["CITY", "is it?"], "names nothing that could be looked for"),
+        (["CITY", "any ships?", "--endpoint", "http://localhost:1/v1"], "go with --phrases-by endpoint"),
+        (["CITY", "any ships?", "--phrases-by", "endpoint"], "needs --endpoint URL and --endpoint-model NAME"),
+        (["CITY", "any ships?", "--index", "FILE/index"], "cannot use"),
+        (["CITY", "any ships?", "--evidence", "FILE/e.geojson", "--quiet"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line(city, tmp_path, arguments, line):
+    (tmp_path / "file").write_text("")
+    places = {"CITY": str(city), "FILE": str(tmp_path / "file")}
+    given = [places.get(a, a.replace("FILE", places["FILE"])) for a in arguments]
+    result = run("ask", *given, code=1)
+    assert line in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout

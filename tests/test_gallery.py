@@ -1,0 +1,101 @@
+"""Galleries: which labels a phrase means, which exclude each other, and what stands for a label; against plain loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
+from evcap.text import sentence_embedder
+from evcap.uhr.gallery import CLUSTER_DISTANCE, Gallery
+
+
+def gallery(names: list[str], images: list[str] | None = None, keys: np.ndarray | None = None) -> Gallery:
+    keys = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32) if keys is None else keys
+    images = images or [f"{i}.jpg" for i in range(len(names))]
+    return Gallery(VisualNameMemory.build(keys, names, ["test"] * len(names), images, "any"))
+
+
+def embedded(phrase: str) -> np.ndarray:
+    return sentence_embedder()([phrase]).numpy()[0]
+
+
+LABELS = ["airplane", "boat", "car", "dense residential area", "medium residential area", "storage tanks", "forest"]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("airplanes", ["airplane"]),
+        ("planes", ["airplane"]),
+        ("a storage tank", ["storage tanks"]),
+        ("vehicles", ["car"]),
+        ("dense residential area", ["dense residential area"]),  # not its neighbour, which is as near as "vehicles" to "car"
+        ("residential area", ["medium residential area", "dense residential area"]),
+        ("a wind turbine", []),
+    ],
+)
+def test_labels_that_a_phrase_means(phrase, expected):
+    found = gallery(LABELS)
+    assert [found.labels[i] for i in found.match(embedded(phrase), 0.51)] == expected
+
+
+def test_delta_is_a_squared_distance_that_is_still_inside():
+    found = gallery(LABELS)
+    phrase = embedded("vehicles")
+    distance = float(((found.texts[found.labels.index("car")] - phrase) ** 2).sum())
+    assert found.match(phrase, distance + 1e-3) == [found.labels.index("car")]
+    assert found.match(phrase, distance - 1e-3) == []  # embeddings are kept in half precision
+
+
+def test_labels_that_share_pictures_are_no_rivals():
+    names = ["harbor"] * 4 + ["boat"] * 2 + ["forest"] * 2
+    found = gallery(names, ["1", "2", "3", "4", "1", "2", "5", "6"])
+    rivals = dict(zip(found.labels, found.rivals(embedded("boats"), 0.5), strict=True))
+    assert rivals == {"harbor": False, "boat": False, "forest": True}
+    assert gallery(names, list("12345678")).rivals(embedded("boats"), 0.5).tolist() == [True, False, True]
+
+
+def test_prototypes_are_unit_means_of_the_keys():
+    found = gallery(["b", "a", "b", "b"])
+    keys = np.asarray(found.memory.keys, np.float64)
+    for label, rows in (("b", [0, 2, 3]), ("a", [1])):
+        mean = keys[rows].mean(0)
+        assert np.allclose(found.prototypes[found.labels.index(label)], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_rerank_takes_the_three_nearest_to_the_phrase():
+    found = gallery(["x"] * 6)
+    keys, phrase = found.keys("x"), np.eye(8, dtype=np.float32)[0]
+    best = sorted(range(6), key=lambda i: -keys[i, 0])[:3]
+    mean = keys[best].mean(0)
+    assert np.allclose(found.reduce(0, "rerank", phrase), mean / np.linalg.norm(mean), atol=1e-6)
+
+
+@given(angles=st.lists(st.floats(0, 3), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_cluster_is_the_largest_that_chains_of_neighbours_make(angles):
+    keys = np.array([[np.cos(a), np.sin(a), 0, 0, 0, 0, 0, 0] for a in angles], np.float32)
+    found = gallery(["x"] * len(angles), keys=keys)
+    keys = found.keys("x")
+    near = [[np.linalg.norm(a - b) <= CLUSTER_DISTANCE for b in keys] for a in keys]
+    clusters, left = [], {i for i in range(len(keys)) if sum(near[i]) >= 2}
+    while left:  # with two points a cluster, every point with a neighbour is at its core: clusters are connected parts
+        part, front = set(), {min(left)}
+        while front:
+            part |= front
+            front = {j for i in front for j in left if near[i][j]} - part
+        clusters.append(sorted(part))
+        left -= part
+    largest = max(map(len, clusters), default=0)
+    wanted = [np.mean(keys[c], axis=0) for c in clusters if len(c) == largest] or [keys.mean(0)]
+    got = found.reduce(0, "cluster")
+    assert any(np.allclose(got, w / np.linalg.norm(w), atol=1e-5) for w in wanted)
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(EvcapError, match="holds no pictures"):
+        Gallery(VisualNameMemory.empty(8, "any"))
+    with pytest.raises(EvcapError, match="known: mean, cluster, rerank"):
+        gallery(["a"]).reduce(0, "median")
