@@ -52,9 +52,11 @@ def index_command(
 
     files = find_images(paths, SUFFIXES)
     folders = _folders(files, index, single=len(paths) == 1 and not Path(paths[0]).is_dir())
-    options = plan_options(plan, tile, overlap, preset)
+    options = _plan_options(plan, tile, overlap)
     encoder = Encoder(preset)
     tower = open_tower(encoder.captioner)
+    if plan == "pyramid":
+        options.setdefault("side", tower.image_size)
 
     def fill_alone(indexes: list[TileIndex]) -> list[str | None]:
         (only,) = indexes
@@ -96,13 +98,10 @@ def default_folder(file: Path) -> Path:
     return file.with_name(file.name + ".evcap")
 
 
-def plan_options(plan: str, tile: int | None, overlap: float | None, preset: str) -> dict:
+def _plan_options(plan: str, tile: int | None, overlap: float | None) -> dict:
     """Options of make_plan. Raises EvcapError for those that the plan does not take."""
-    from evcap.config import load_preset
     from evcap.uhr.plans import make_plan
 
-    if plan == "pyramid":
-        tile = tile or load_preset(preset).vision.image_size
     options = {key: value for key, value in (("side", tile), ("overlap", overlap)) if value is not None}
     make_plan(plan, 1, 1, **options)
     return options

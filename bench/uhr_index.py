@@ -1,0 +1,166 @@
+"""Indexing large images: the reader of tiles against plain windowed reads, and indexing against the encoder alone.
+
+    python bench/uhr_index.py SCENE.tif
+    python bench/uhr_index.py SCENE.tif --whole SMALL.tif --whole LARGE.tif
+
+Both comparisons take turns on the same tiles of SCENE, a tiled file with overviews (data/make_mosaic.py makes some). Plain
+reads: rasterio alone, one handle, a window a tile, row by row, each tile at its level's resolution, under the same limit for
+GDAL's cache, which holds more than a row of tiles. The encoder alone gets the same pictures, in main memory already.
+The files named by --whole are indexed by `evcap index` in a process of its own each: time, tiles, and most main memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import rasterio
+import typer
+from PIL import Image
+from rasterio.enums import Resampling
+from rasterio.windows import Window
+from rich.console import Console
+from rich.table import Table
+
+from evcap.console import command
+from evcap.encoding import Encoder
+from evcap.figures import spread, write_figures
+from evcap.uhr.plans import Plan, make_plan
+from evcap.uhr.raster import Raster
+from evcap.uhr.reading import read_ahead, squares
+from evcap.uhr.tiles import BATCH, TileIndex
+from evcap.uhr.towers import Tower, open_tower
+
+OUTPUT = Path(__file__).parent / "results" / "uhr_index.json"
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def read_plainly(raster: Raster, plan: Plan) -> None:
+    """Each tile by a windowed read."""
+    bands, boxes, levels = list(raster.bands), plan.boxes().tolist(), plan.level_of()
+    with rasterio.open(raster.path) as file:
+        for (x1, y1, x2, y2), depth in zip(boxes, levels, strict=True):
+            scale = max(1.0, plan.levels[depth].scale)
+            shape = len(bands), round((y2 - y1) / scale), round((x2 - x1) / scale)
+            how = Resampling.average if scale > 1 else Resampling.nearest
+            file.read(bands, window=Window(x1, y1, x2 - x1, y2 - y1), out_shape=shape, resampling=how)
+
+
+def read_all(raster: Raster, plan: Plan, numbers: np.ndarray, side: int) -> list[np.ndarray]:
+    """The pictures of tiles as the index reads them, in the order of reading."""
+    with closing(read_ahead(raster, plan, squares(plan, numbers, raster), side)) as reading:
+        return [pixels for tiles in reading for pixels in tiles.pixels]
+
+
+def count_read(raster: Raster, plan: Plan, side: int) -> None:
+    with closing(read_ahead(raster, plan, squares(plan, np.arange(len(plan)), raster), side)) as reading:
+        found = sum(len(tiles.numbers) + len(tiles.empty) for tiles in reading)
+    assert found == len(plan)
+
+
+def compare_reading(raster: Raster, plan: Plan, side: int, turns: int) -> tuple[list[float], list[float]]:
+    """Tiles per second of the reader and of plain reads; the first turn warms up."""
+    ours, plain = [], []
+    for turn in range(turns + 1):
+        pair = [lambda: count_read(raster, plan, side), lambda: read_plainly(raster, plan)]
+        seconds = [timed(action) for action in (pair if turn % 2 else pair[::-1])]
+        if turn:
+            for rates, second in zip((ours, plain) if turn % 2 else (plain, ours), seconds, strict=True):
+                rates.append(len(plan) / second)
+    return ours, plain
+
+
+def compare_indexing(raster: Raster, plan: Plan, tower: Tower, tiles: int, turns: int) -> tuple[list[float], list[float]]:
+    """Tiles per second of indexing and of the encoder alone; each turn takes other tiles, the first warms up."""
+    order = np.concatenate(list(squares(plan, np.arange(len(plan)), raster)))
+    whole, alone = [], []
+    for turn in range(turns + 1):
+        numbers = order[len(order) - (turn + 1) * tiles : len(order) - turn * tiles]
+        pictures = [Image.fromarray(pixels) for pixels in read_all(raster, plan, numbers, tower.image_size)]
+        with tempfile.TemporaryDirectory() as folder:
+            index = TileIndex.open(folder, raster, plan, tower.encoder_fingerprint, tower.shape)
+
+            def encode(pictures=pictures) -> None:
+                for start in range(0, len(pictures), BATCH):
+                    tower.query_features(pictures[start : start + BATCH], BATCH)
+
+            pair = [(whole, lambda index=index, numbers=numbers: index.fill(tower, numbers, quiet=True)), (alone, encode)]
+            for rates, action in pair if turn % 2 else pair[::-1]:
+                seconds = timed(action)
+                if turn:
+                    rates.append(len(numbers) / seconds)
+            assert (index.states[numbers] == 1).all()
+    return whole, alone
+
+
+def index_whole(path: Path) -> dict:
+    """What `evcap index` of a file takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        ordered = [sys.executable, "-m", "evcap.cli", "index", str(path), "--index", f"{folder}/index"]
+        start = time.perf_counter()
+        process = subprocess.Popen(ordered, stderr=subprocess.PIPE, text=True)
+        told = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            raise SystemExit(told)
+        disk = sum(file.stat().st_blocks * 512 for file in Path(folder, "index").iterdir())
+    encoded, empty, tiles = (
+        int(n.replace(",", "")) for n in re.search(r"([\d,]+) tiles .*?([\d,]+) empty, of ([\d,]+)", told).groups()
+    )
+    with Raster(path) as raster:
+        size = [raster.width, raster.height]
+    figures = {"size": size, "tiles": tiles, "encoded": encoded, "empty": empty, "seconds": seconds}
+    return figures | {"peak_memory_mb": used.ru_maxrss / 1000, "index_on_disk_mb": disk / 1e6}
+
+
+def main(
+    scene: Annotated[Path, typer.Argument(help="A tiled raster with overviews.")],
+    tiles: Annotated[int, typer.Option(min=BATCH, help="Tiles of a turn of indexing.")] = 160,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each comparison.")] = 7,
+    whole: Annotated[list[Path] | None, typer.Option(help="Rasters that are indexed as a whole.")] = None,
+    output: Annotated[Path, typer.Option(help="JSON file of the figures.")] = OUTPUT,
+) -> None:
+    tower, console = open_tower(Encoder("embedded").captioner), Console()
+    table = Table("tiles per second", "median", "lowest to highest")
+    figures = {"preset": "embedded", "batch": BATCH}
+    with Raster(scene) as raster:
+        plan = make_plan("pyramid", raster.width, raster.height, side=tower.image_size)
+        figures |= {"size": [raster.width, raster.height], "plan": plan.name, "tiles": len(plan), "block": list(raster.block)}
+        names = ("reader", "plain_reads"), ("indexing", "encoder_alone")
+        pairs = (
+            compare_reading(raster, plan, tower.image_size, turns),
+            compare_indexing(raster, plan, tower, tiles // BATCH * BATCH, turns),
+        )
+    for (one, other), (ours, theirs) in zip(names, pairs, strict=True):
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        figures |= {f"tiles_a_second_{one}": ours, f"tiles_a_second_{other}": theirs}
+        figures |= {f"{one}_to_{other}": ratios, f"{one}_to_{other}_median": statistics.median(ratios)}
+        for label, values in ((one, ours), (other, theirs), ("ratio", ratios)):
+            table.add_row(label.replace("_", " "), *spread(values))
+    console.print(table)
+    figures["whole"] = {}
+    for path in whole or []:
+        figures["whole"][path.stem] = index_whole(path)
+        console.print(path, figures["whole"][path.stem])
+    write_figures(output, figures)
+    console.print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    typer.run(command(main))
