@@ -88,10 +88,10 @@ class RetrievalConfig:
     """When something counts as found in a picture of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
     plus `slope` x ln(tiles / 1000). How they were measured: docs/big-images.md."""
 
-    fast: float = -0.05
-    slow: float = 0.75
-    both: float = 0.7
-    slope: float = 0.063
+    fast: float
+    slow: float
+    both: float
+    slope: float
     delta: float = 0.5  # squared distance between a phrase and the labels that it can mean
     contexts: int = 5  # places that are described
 
@@ -113,7 +113,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    retrieval: RetrievalConfig = field(default_factory=lambda: RetrievalConfig(-0.16, 0.684, 0.627, 0.104))
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/blip2.py
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file

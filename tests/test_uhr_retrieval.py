@@ -118,7 +118,7 @@ def test_scores_do_not_depend_on_how_tiles_are_cut_into_parts(painted):
 
 
 def test_thresholds_grow_with_the_logarithm_of_the_tiles():
-    retriever = Retriever(ColourTower(), [], RetrievalConfig(fast=-0.1, slope=0.05))
+    retriever = Retriever(ColourTower(), [], RetrievalConfig(fast=-0.1, slow=0.0, both=0.0, slope=0.05))
     assert retriever.threshold("fast", 1000) == pytest.approx(-0.1)
     assert retriever.threshold("fast", 50_000) == pytest.approx(-0.1 + 0.05 * math.log(50))
 
