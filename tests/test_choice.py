@@ -83,7 +83,7 @@ def test_all_come_back_and_names_of_the_likeliest_go_first(choice, phrases, scor
 def test_a_renamed_thing_is_not_renamed_back(choice):
     """The picture is exactly "A man rides a bike"; the memory calls that thing a dragon."""
     with torch.no_grad():
-        queries = choice._project(SentenceEmbedder()(["A man rides a bike"]))[None]
+        queries = choice._read._project(SentenceEmbedder()(["A man rides a bike"]))[None]
     row = [Hypothesis("A man rides a dragon", -1.0), Hypothesis("A man rides a bike", -1.1)]
     alike, likeliest = DecodingConfig(likeness=100.0), DecodingConfig()
     assert choice(queries, [row], [["dragon"]], alike)[0][0].text == "A man rides a dragon"
