@@ -24,7 +24,8 @@ import rasterio.shutil
 import typer
 from affine import Affine
 from PIL import Image
-from rasterio.errors import RasterioError
+from rasterio._err import CPLE_BaseError  # what rasterio.shutil raises; there is no public name
+from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
 from tqdm import tqdm
 
@@ -37,6 +38,7 @@ from evcap.uhr.ucm import UCM
 
 BLOCK, HALF = 512, 256  # pixels, of the TIFF's tiles
 LEVEL = 6  # of DEFLATE
+TRAILER = 4  # bytes that follow each block in a Cloud Optimized GeoTIFF
 CACHE_MB = 64  # GDAL's blocks
 
 
@@ -111,14 +113,14 @@ class Pyramid:
 
     def __init__(self, scene: Scene, painter: Painter, folder: Path, bar: tqdm):
         self.path, self._painter, self._bar = folder / "scene.tif", painter, bar
-        self._files, self._occupied = [], [painter.occupied()]
+        self._files, self.occupied = [], [painter.occupied()]
         size, path = (scene.width, scene.height), self.path
         while True:
             self._files.append(_create(path, size, scene))
             if max(size) <= BLOCK:
                 break
             size, path = tuple((length + 1) // 2 for length in size), path.with_name(path.name + ".ovr")
-            self._occupied.append({(row // 2, column // 2) for row, column in self._occupied[-1]})
+            self.occupied.append({(row // 2, column // 2) for row, column in self.occupied[-1]})
 
     def write(self) -> None:
         """Paint everything. A block is shrunk into its parent as soon as it is done: two blocks a level are held."""
@@ -131,7 +133,7 @@ class Pyramid:
         if level:
             pixels = np.zeros((BLOCK, BLOCK, 3), np.uint8)
             for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                if (2 * row + y, 2 * column + x) in self._occupied[level - 1]:
+                if (2 * row + y, 2 * column + x) in self.occupied[level - 1]:
                     child = self._write(level - 1, 2 * row + y, 2 * column + x)
                     pixels[y * HALF : (y + 1) * HALF, x * HALF : (x + 1) * HALF] = halve(child)
         else:
@@ -166,6 +168,18 @@ def _create(path: Path, size: tuple[int, int], scene: Scene) -> rasterio.io.Data
     )
 
 
+def check_blocks(path: Path, occupied: list[set[tuple[int, int]]]) -> None:
+    """Raise RasterioIOError unless all blocks of all levels are in the file: GDAL is silent if it cannot write the last."""
+    size = path.stat().st_size
+    for level, places in enumerate(occupied):
+        with rasterio.open(path, **({"overview_level": level - 1} if level else {})) as file:
+            for row, column in places:
+                names = (f"BLOCK_{what}_{column}_{row}" for what in ("OFFSET", "SIZE"))
+                start, length = (int(file.get_tag_item(name, "TIFF", 1) or 0) for name in names)
+                if not start or start + length + TRAILER > size:
+                    raise RasterioIOError("its end is missing; is the disk full?")
+
+
 def write_raster(scene: Scene, data: Path, path: Path, quiet: bool) -> None:
     """Paint a scene and its overviews into one file. Raises EvcapError, and an older file stays, if that fails."""
     painter = Painter(scene, data)
@@ -191,9 +205,11 @@ def write_raster(scene: Scene, data: Path, path: Path, quiet: bool) -> None:
                 bigtiff="YES",
                 num_threads="ALL_CPUS",
             )
+            check_blocks(Path(folder) / path.name, pyramid.occupied)
+            path.with_suffix(".json").unlink(missing_ok=True)  # it tells of the older picture
             os.replace(Path(folder) / path.name, path)
-    except RasterioError as error:
-        raise EvcapError(f"cannot write {path}: {' '.join(str(error).split())}") from None
+    except (RasterioError, CPLE_BaseError) as error:
+        raise EvcapError(f"cannot write {path}: {' '.join(str(error.__cause__ or error).split())}") from None
 
 
 def main(

@@ -3,8 +3,8 @@
     python data/make_mosaic.py DIR/scenes --data DIR --split train
     python eval/calibrate_scenes.py eval/configs/scenes-train.yaml --data DIR
 
-For each path the level is the one at which most questions of presence are answered right, of several the one with the least
-error in counts. `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the mean excess of their
+For each path the level is the lowest at which most questions of presence are answered right: the lowest, because tiles that the
+encoder was trained on score higher for what they show than others will. `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the mean excess of their
 scores above the 99th percentile (peaks over threshold, exponential tail). Prints the lines for the preset.
 """
 
@@ -46,8 +46,8 @@ def best_level(asked: list[Asked], slope: float) -> tuple[float, float, float]:
         counts = [(q, sum(s > level for s in scores)) for q, scores in rows]
         right = np.mean([(count > 0) == q.answer for q, count in counts if q.kind == "presence"])
         error = np.mean([abs(count - q.answer) for q, count in counts if q.kind == "count"])
-        tried.append((-right, error, level))
-    right, error, level = min(tried)
+        tried.append((-right, level, error))
+    right, level, error = min(tried)
     return float(level), float(-right), float(error)
 
 

@@ -108,7 +108,7 @@ def remarks(questions: list[Question], letters: dict[str, str], parity: bool) ->
     """What a reader of the scores must know."""
     yield RULES[parity]
     if unread := sum(not letter for letter in letters.values()):
-        yield f"In {unread:,} replies no letter was read."
+        yield f"In {unread:,} of {len(letters):,} replies no letter was read."
     if missing := len(questions) - len(letters):
         yield f"{missing:,} of {len(questions):,} questions have no prediction and count as wrong."
 

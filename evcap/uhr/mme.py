@@ -96,12 +96,11 @@ def _reference_letter(text: str, choices: dict[str, str]) -> str:
 
 
 def _letter(text: str, choices: dict[str, str]) -> str:
-    if lone := _LONE.fullmatch(text):
+    if (lone := _LONE.fullmatch(text)) and lone[1].upper() in choices:
         return lone[1].upper()
-    if bracketed := _BRACKETED.search(text):
-        return bracketed[1]
-    if word := _WORD.search(text):
-        return word[0]
+    for letter in (*_BRACKETED.findall(text), *_WORD.findall(text)):
+        if letter in choices:
+            return letter
     said = _plain(text)
     texts = {letter: _plain(choice) for letter, choice in choices.items()}
     for fits in (lambda choice: choice == said, lambda choice: f" {choice} " in f" {said} ", lambda choice: said in choice):
@@ -163,15 +162,15 @@ def _rows(path: Path) -> list[tuple[dict, str]]:
 
 def _question(row: dict, where: str) -> Question:
     choices = _choices(row, where)
-    truths = row.get("Ground truth")
-    truths = tuple(truths) if isinstance(truths, (list, str)) else ()
-    if not truths or not all(truth in choices for truth in truths):
-        raise EvcapError(f"{where}: 'Ground truth' is {row.get('Ground truth')!r}, expected letters of its choices")
+    truth = row.get("Ground truth")
+    truths = truth if isinstance(truth, list) else [truth]
+    if not truths or not all(isinstance(letter, str) and letter in choices for letter in truths):
+        raise EvcapError(f"{where}: 'Ground truth' is {truth!r}, expected a letter of its choices or a list of them")
     names = ("Question_id", "Image", "Text", "Category", "Subtask", "Task")
     key, image, text, category, subtask, task = (_text(row, name, where) for name in names)
     places = [(row.get(name), count, f"{where}: '{name}'") for name, count in (("gt_toi", 4), ("img_size", 2))]
     target, size = (None if values is None else _numbers(values, count, what) for values, count, what in places)
-    return Question(key, image, text, choices, truths, category, subtask, task, target, size)
+    return Question(key, image, text, choices, tuple(truths), category, subtask, task, target, size)
 
 
 def _choices(row: dict, where: str) -> dict[str, str]:
