@@ -4,8 +4,9 @@
     python eval/calibrate_scenes.py eval/configs/scenes-train.yaml --data DIR
 
 For each path the level is the lowest at which most questions of presence are answered right: the lowest, because tiles that the
-encoder was trained on score higher for what they show than others will. `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the mean excess of their
-scores above the 99th percentile (peaks over threshold, exponential tail). Prints the lines for the preset.
+encoder was trained on score higher for what they show than others will. `slope` is how far the best of n tiles that do not show
+a phrase rises with ln(n): the mean excess of their scores above the 99th percentile (peaks over threshold, exponential tail).
+Prints the lines for the preset.
 """
 
 from __future__ import annotations
