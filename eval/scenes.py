@@ -159,7 +159,8 @@ def markdown(scores: dict[str, dict[str, float]]) -> str:
 
 
 def cells(row: dict[str, float], columns: list[str]) -> list[str]:
-    return [f"{row[c]:.2f}" if c == "count error" else f"{row[c]:.1f}" if c in row else "" for c in columns]
+    """Numbers of a row; chance has not all of them."""
+    return ["" if c not in row else f"{row[c]:.2f}" if c == "count error" else f"{row[c]:.1f}" for c in columns]
 
 
 def main(
