@@ -28,7 +28,7 @@ def _words(one: str, many: str, also: str = "", asked: bool = True) -> Words:
     return Words(one, many, frozenset(also.split()), asked)
 
 
-# Found by looking through the 21 contact sheets of the train tiles and by counting which captions of one class name another.
+# From looking at 14 or more train tiles of each class and from counting which captions of one class name another.
 UCM = {
     "agricultural": _words("farmland", "farmland"),
     "airplane": _words("an airplane", "airplanes"),
