@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.uhr.answer import Analyst, looked_at
+from evcap.uhr.answer import PLACES, Analyst
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
 from evcap.uhr.scenes import Question, read_scene
@@ -71,7 +71,7 @@ def main(
                 if question.answer is False:
                     excess.append(mean_excess(analyst.retriever.scores(index, phrase)[0].of("both")))
                 for way in PATHS:
-                    (places,) = analyst.retriever.find(index, phrase, way, looked_at(question.kind))
+                    (places,) = analyst.retriever.find(index, phrase, way, PLACES)
                     asked[way].append((question, [place.score for place in places], len(index.numbers())))
     slope = float(np.mean(excess))
     print(f"# {len(paths)} scenes, {len(asked['both'])} questions")

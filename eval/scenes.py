@@ -33,7 +33,7 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.results import write_whole
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
-from evcap.uhr.answer import Analyst, looked_at
+from evcap.uhr.answer import PLACES, Analyst
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
@@ -59,25 +59,25 @@ class Asked:
 
     def __init__(self, analyst: Analyst, path: Path, config: SceneConfig, quiet: bool):
         self.analyst, self.scene = analyst, read_scene(path)
-        self._found: dict[tuple[str, str, str], Found] = {}
+        self._found: dict[tuple[str, str], Found] = {}
         self.raster = Raster(path.with_name(self.scene.image))
         self.index = whole_index(self.raster, analyst.tower, config.plan, quiet)
         self.reference = whole_index(self.raster, analyst.tower, config.reference_plan, quiet)
         overview = self.raster.read((0, 0, self.raster.width, self.raster.height), (analyst.tower.image_size,) * 2)[0]
         self.overview = Image.fromarray(overview)
 
-    def look(self, phrase: str, kind: str, way: str) -> Found:
+    def look(self, phrase: str, way: str) -> Found:
         """By one of WAYS."""
         if way == "then":
-            fast = self.look(phrase, kind, "fast")
-            return fast if fast.count else self.look(phrase, kind, "slow")
-        if (phrase, kind, way) not in self._found:
-            (places,) = self.analyst.retriever.find(self.index, [phrase], way, looked_at(kind))
+            fast = self.look(phrase, "fast")
+            return fast if fast.count else self.look(phrase, "slow")
+        if (phrase, way) not in self._found:
+            (places,) = self.analyst.retriever.find(self.index, [phrase], way, PLACES)
             boxes = np.array([place.box for place in places]).reshape(-1, 4)
-            self._found[phrase, kind, way] = Found(boxes, sum(place.sure for place in places))
-        return self._found[phrase, kind, way]
+            self._found[phrase, way] = Found(boxes, sum(place.sure for place in places))
+        return self._found[phrase, way]
 
-    def look_at_once(self, phrase: str, kind: str) -> Found:
+    def look_at_once(self, phrase: str) -> Found:
         """The whole picture as one input: it is there if that scores above the threshold for one tile; the boxes are the cells
         that the query nearest to the phrase looks at most."""
         retriever, captioner = self.analyst.retriever, self.analyst.captioner
@@ -92,7 +92,7 @@ class Asked:
         boxes = np.concatenate([corners * cell, (corners + 1) * cell], axis=1)
         return Found(boxes, int(scores.of(way)[0] > retriever.threshold(way, 1)))
 
-    def look_by_reference(self, phrase: str, kind: str) -> Found:
+    def look_by_reference(self, phrase: str) -> Found:
         """The release's rule: boxes by probability; what it selects on the fast path counts as found, or nothing."""
         queries = [rows for _, rows in self.reference.chunks()]
         boxes = self.reference.plan.boxes(self.reference.numbers())
@@ -126,11 +126,11 @@ def targets_of(scene: Scene, label: str) -> np.ndarray:
     return np.array([tile.box for tile in scene.planted if tile.label == label]).reshape(-1, 4)
 
 
-def ask_all(asked: Asked, look: Callable[[str, str], Found]) -> list[dict]:
+def ask_all(asked: Asked, look: Callable[[str], Found]) -> list[dict]:
     """A row for each question of a scene: what was asked, what is true, what was answered, recall where there are targets."""
     rows = []
     for question in asked.scene.questions:
-        found = look(analyse(question.question).phrases[0], question.kind)
+        found = look(analyse(question.question).phrases[0])
         row = {"scene": asked.scene.image, "kind": question.kind, "label": question.label, "truth": question.answer}
         row |= {"question": question.question, "count": found.count}
         row["answer"] = found.count > 0 if question.kind == "presence" else found.count

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,7 @@ from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
     from evcap.uhr.answer import Analyst, Answer
+    from evcap.uhr.question import Question
     from evcap.uhr.tiles import TileIndex
 
 LARGE = 50_000_000  # pixels from which a TIFF, VRT or JPEG 2000 is captioned by its tiles
@@ -32,7 +35,9 @@ class PhrasesBy(StrEnum):
 @command
 def ask_command(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="GeoTIFF, VRT, JPEG 2000, PNG or JPEG, of any size.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help='Like "is there an airplane?" or "how many ships?".')],
+    question: Annotated[
+        list[str], typer.Argument(metavar="QUESTION...", help='Like "is there an airplane?"; - reads questions, one a line.')
+    ],
     choice: Annotated[list[str] | None, typer.Option(help="An answer to choose from; may be repeated.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Write where it looked to this GeoJSON file.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Draw where it looked into this PNG file.")] = None,
@@ -53,36 +58,77 @@ def ask_command(
 ) -> None:
     """Ask about a picture of any size; the answer says where it looked."""
     need_rasterio()
+    several = len(question) > 1 or question == ["-"]
+    if several and (choice or evidence or overlay):
+        raise EvcapError("--choice, --evidence and --overlay go with one question")
+    failed = 0
+    with opened(image) as raster:
+        load = cache(partial(_load, raster, index or default_folder(image), preset, memory, gallery or ()))
+        for text in _questions(question):
+            start = time.monotonic()
+            try:
+                asked = _analysed(text, phrases_by, endpoint, endpoint_model, choice or (), load)
+                analyst, tiles = load()
+                answer = analyst.ask(tiles, asked, budget=budget, quiet=quiet)
+            except EvcapError as error:
+                if not several:
+                    raise
+                complain(str(error))
+                failed += 1
+                continue
+            _write(raster, asked, answer, evidence, overlay)
+            _tell(raster, asked, answer, several, json, quiet, time.monotonic() - start)
+        for note in [] if quiet or json else raster.notes:
+            complain(f"{image}: {note}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _questions(given: Sequence[str]) -> Iterator[str]:
+    """Those of the command line, or, each as soon as it is there, the lines of standard input that are not empty."""
+    lines = (line.strip() for line in sys.stdin)
+    yield from filter(None, lines) if given == ["-"] else given
+
+
+def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[Path]) -> tuple[Analyst, TileIndex]:
     from evcap.uhr.answer import Analyst
-    from evcap.uhr.evidence import evidence_json, write_geojson
+
+    analyst = Analyst.load(preset, memory, galleries)
+    return analyst, _index(analyst, raster, folder)
+
+
+def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None, choices: Sequence[str], load) -> Question:
     from evcap.uhr.question import analyse
 
-    start = time.monotonic()
-    with opened(image) as raster:
-        if phrases_by != PhrasesBy.model:
-            asked = analyse(question, _backend(phrases_by, endpoint, endpoint_model), choice or ())
-        analyst = Analyst.load(preset, memory, gallery or ())
-        if phrases_by == PhrasesBy.model:
-            asked = analyse(question, analyst.phrases, choice or ())
-        tiles = _index(analyst, raster, index or default_folder(image))
-        answer = analyst.ask(tiles, asked, budget=budget, quiet=quiet)
-        if evidence:
-            write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
-        if overlay:
-            from evcap.uhr.overlay import draw_overlay
+    back_end = load()[0].phrases if by == PhrasesBy.model else _backend(by, endpoint, model)
+    return analyse(text, back_end, choices)
 
-            draw_overlay(overlay, raster, answer.evidence, asked.text, answer.text)
-        seconds = time.monotonic() - start
-        if json:
-            found = answer.path, answer.evidence, answer.encoded, answer.tiles, seconds
-            typer.echo(evidence_json(raster, asked, answer.text, *found))
-            return
-        typer.echo(answer.text)
-        _tell_places(answer, raster)
-        if not quiet:
-            for note in [*raster.notes, *([asked.note] if asked.note else [])]:
-                complain(f"{image}: {note}")
-            complain(f"looked at {answer.encoded:,} of {answer.tiles:,} tiles, {seconds:.1f} s")
+
+def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overlay: Path | None) -> None:
+    """The files of an answer that are wanted."""
+    if evidence:
+        from evcap.uhr.evidence import write_geojson
+
+        write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
+    if overlay:
+        from evcap.uhr.overlay import draw_overlay
+
+        draw_overlay(overlay, raster, answer.evidence, asked.text, answer.text)
+
+
+def _tell(raster, asked: Question, answer: Answer, several: bool, json: bool, quiet: bool, seconds: float) -> None:
+    if json:
+        from evcap.uhr.evidence import evidence_json
+
+        found = answer.path, answer.evidence, answer.encoded, answer.tiles, seconds
+        typer.echo(evidence_json(raster, asked, answer.text, *found))
+        return
+    typer.echo(f"{asked.text} {answer.text}" if several else answer.text)
+    _tell_places(answer, raster)
+    if not quiet:
+        if asked.note:
+            complain(asked.note)
+        complain(f"looked at {answer.encoded:,} of {answer.tiles:,} tiles, {seconds:.1f} s")
 
 
 def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
@@ -144,8 +190,6 @@ def is_large(path: Path) -> bool:
 
 def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quiet: bool) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
-    from functools import cache, partial
-
     from evcap.uhr.answer import Analyst
     from evcap.uhr.raster import RasterError
 

@@ -49,9 +49,9 @@ class FakeCaptioner:
         return keys / np.linalg.norm(keys, axis=1, keepdims=True)
 
 
-def run(*args, code: int = 0):
+def run(*args, code: int = 0, stdin: str | None = None):
     """Run a command in this process; its exit code must be `code`."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
 

@@ -82,6 +82,17 @@ def test_the_second_question_encodes_nothing(asked, city, monkeypatch):
     assert f"looked at {tiles} of {tiles} tiles" in said.stderr
 
 
+def test_questions_of_one_command_are_answered_as_alone(asked, city):
+    texts = ["Is there a bus or a wolf?", "is it?", "How many people are there?"]
+    alone = [json.loads(run("ask", city, text, "--json", "--quiet").stdout) for text in texts[::2]]
+    together = run("ask", city, *texts, "--json", "--quiet", code=1)
+    assert "'is it?' names nothing" in together.stderr
+    read = run("ask", city, "-", "--json", "--quiet", code=1, stdin="\n\n".join(texts))
+    for said in (together, read):
+        answers = jsonl(said.stdout)
+        assert [a | {"seconds": 0} for a in answers] == [a | {"seconds": 0} for a in alone]
+
+
 def test_choices_are_answered_with_one_of_them(asked, city):
     said = run("ask", city, "What is the bus doing?", "--choice", "standing", "--choice", "flying", "--quiet").stdout
     assert said.splitlines()[0] in ("(A) standing", "(B) flying")
@@ -114,6 +125,7 @@ def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, a
         (["CITY", "is it?"], "names nothing that could be looked for"),
         (["CITY", "any ships?", "--endpoint", "http://localhost:1/v1"], "go with --phrases-by endpoint"),
         (["CITY", "any ships?", "--phrases-by", "endpoint"], "needs --endpoint URL and --endpoint-model NAME"),
+        (["CITY", "any ships?", "any cars?", "--choice", "yes"], "go with one question"),
         (["CITY", "any ships?", "--index", "FILE/index"], "cannot use"),
         (["CITY", "any ships?", "--evidence", "FILE/e.geojson", "--quiet"], "cannot write"),
     ],

@@ -28,7 +28,7 @@ from evcap.uhr.tiles import MISSING, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
 BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
-LOOKED_AT, COUNTED = 6, 12  # places of a phrase that are looked at again, and for a count, which cannot be higher
+PLACES = 12  # of a phrase that are looked at again; a count cannot be higher
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -50,11 +50,6 @@ class Answer:
         for name, similarity in sorted((n for item in self.evidence for n in item.names), key=lambda n: -n[1]):
             names.setdefault(name, similarity)
         return Caption(self.text, [self.text], [RetrievedName(name, similarity, -1) for name, similarity in names.items()])
-
-
-def looked_at(kind: str) -> int:
-    """How many places of a phrase are looked at again for a question of this kind."""
-    return COUNTED if kind == "count" else LOOKED_AT
 
 
 class Analyst:
@@ -104,10 +99,10 @@ class Analyst:
             )
         self._fill(index, question.phrases, budget, quiet)
         counting = question.kind in ("count", "presence")
-        contexts = self.retriever.rule.contexts
-        found = self.retriever.find(index, question.phrases, "both", looked_at(question.kind))
+        found = self.retriever.find(index, question.phrases, "both", PLACES)
         sure = [[place for place in places if place.sure] for places in found]
-        described = _best(sure, contexts)
+        # what is counted is shown, all of it
+        described = sum(sure, []) if question.kind == "count" else _best(sure, self.retriever.rule.contexts)
         evidence = self._describe(index.raster, described)
         counts = [len(places) for places in sure]
         if question.choices:

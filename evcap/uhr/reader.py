@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from evcap.lora import without_lora
-from evcap.uhr.geo import cell_words, to_thousandths
+from evcap.uhr.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
     from evcap.language import LanguageModel
@@ -58,7 +59,7 @@ class EvidenceReader:
 
     def _prompt(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> list[int]:
         tokenizer = self._language.tokenizer
-        told = "\n".join(_told(item, raster) for item in evidence)
+        told = "\n".join([*(_told(item, raster) for item in evidence), *_told_together(evidence, raster)])
         choices = "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(question.choices))
         turns = [
             {"role": "system", "content": INSTRUCTIONS},
@@ -75,5 +76,15 @@ def _told(item: Evidence, raster: Raster) -> str:
     names = f" ({', '.join(name for name, _ in item.names[:NAMES])})" if item.names else ""
     if item.path == "overview":
         return f"The whole picture: {item.caption}{names}"
-    box = " ".join(map(str, to_thousandths(item.box, raster.width, raster.height).tolist()))
-    return f"Place for {item.phrase}, {cell_words(item.box, raster.width, raster.height)} [{box}]: {item.caption}{names}"
+    return f"Place for {item.phrase}, {_where(item.box, raster)}: {item.caption}{names}"
+
+
+def _told_together(evidence: Sequence[Evidence], raster: Raster) -> list[str]:
+    """Where all places lie, if there are two or more: the union of their boxes, as ImageRAG adds it to its cues."""
+    boxes = np.array([item.box for item in evidence if item.path != "overview"])
+    return [f"All places together: {_where(union(boxes), raster)}"] if len(boxes) > 1 else []
+
+
+def _where(box: Sequence[int], raster: Raster) -> str:
+    thousandths = " ".join(map(str, to_thousandths(box, raster.width, raster.height).tolist()))
+    return f"{cell_words(box, raster.width, raster.height)} [{thousandths}]"
