@@ -16,8 +16,7 @@ from evcap.console import command, complain
 from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
-    from evcap.uhr.answer import Analyst, Answer
-    from evcap.uhr.tiles import TileIndex
+    from evcap.uhr.answer import Answer
 
 LARGE = 50_000_000  # pixels from which a TIFF, VRT or JPEG 2000 is captioned by its tiles
 TILED = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
@@ -64,7 +63,7 @@ def ask_command(
         analyst = Analyst.load(preset, memory, gallery or ())
         if phrases_by == PhrasesBy.model:
             asked = analyse(question, analyst.phrases, choice or ())
-        tiles = _index(analyst, raster, index or default_folder(image))
+        tiles = analyst.open_index(raster, index or default_folder(image))
         answer = analyst.ask(tiles, asked, budget=budget, quiet=quiet)
         if evidence:
             write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
@@ -105,20 +104,6 @@ def opened(image: Path) -> Iterator:
         yield raster
 
 
-def _index(analyst: Analyst, raster, folder: Path) -> TileIndex:
-    """The tile index in a folder with whatever plan it has; an empty one of a pyramid if there is none."""
-    from evcap.uhr.plans import make_plan
-    from evcap.uhr.tile_files import stored_plan
-    from evcap.uhr.tiles import TileIndex
-
-    tower = analyst.tower
-    name, options = stored_plan(folder), {}
-    if name is None:
-        name, options = "pyramid", {"side": tower.image_size}
-    plan = make_plan(name, raster.width, raster.height, **options)
-    return TileIndex.open(folder, raster, plan, tower.encoder_fingerprint, tower.shape)
-
-
 def _tell_places(answer: Answer, raster) -> None:
     from evcap.uhr.evidence import numbered
     from evcap.uhr.geo import cell_words
@@ -153,7 +138,7 @@ def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quie
     for file in files:
         try:
             with opened(file) as raster:
-                said = load().caption(_index(load(), raster, default_folder(file)), quiet=quiet)
+                said = load().caption(load().open_index(raster, default_folder(file)), quiet=quiet)
         except RasterError as error:  # other errors are of settings, which no other file would change
             yield file, None, str(error)
         else:
