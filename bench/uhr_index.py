@@ -6,12 +6,13 @@
 Both comparisons take turns on the same tiles of SCENE, a tiled file with overviews (data/make_mosaic.py makes some). Plain
 reads: rasterio alone, one handle, a window a tile, row by row, each tile at its level's resolution, under the same limit for
 GDAL's cache, which holds more than a row of tiles. The encoder alone gets the same pictures, in main memory already.
-The files named by --whole are indexed by `evcap index` in a process of its own each: time, tiles, and most main memory.
+Each file named by --whole is indexed by `evcap index`, asked a question twice, and once more without its index, coarse to fine;
+each in a process of its own: seconds with the start of the program, tiles, and most main memory (of Linux).
 """
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import statistics
 import subprocess
@@ -41,6 +42,7 @@ from evcap.uhr.reading import read_ahead, squares
 from evcap.uhr.tiles import BATCH, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
+LOOK = 0.02  # seconds between two looks at a process
 OUTPUT = Path(__file__).parent / "results" / "uhr_index.json"
 
 
@@ -108,25 +110,51 @@ def compare_indexing(raster: Raster, plan: Plan, tower: Tower, tiles: int, turns
     return whole, alone
 
 
-def index_whole(path: Path) -> dict:
-    """What `evcap index` of a file takes."""
-    with tempfile.TemporaryDirectory() as folder:
-        ordered = [sys.executable, "-m", "evcap.cli", "index", str(path), "--index", f"{folder}/index"]
-        start = time.perf_counter()
-        process = subprocess.Popen(ordered, stderr=subprocess.PIPE, text=True)
-        told = process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
+def run_alone(*arguments: str) -> tuple[str, str, dict[str, float]]:
+    """`evcap` in a process of its own: what it printed, what it told on standard error, seconds and most main memory."""
+    ordered = [sys.executable, "-m", "evcap.cli", *arguments]
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as told:
+        start, peak = time.perf_counter(), 0
+        process = subprocess.Popen(ordered, stdout=printed, stderr=told)
+        while process.poll() is None:
+            peak = max(peak, most_memory(process.pid))
+            time.sleep(LOOK)
         seconds = time.perf_counter() - start
-        if status:
-            raise SystemExit(told)
+        for file in (printed, told):
+            file.seek(0)
+        texts = printed.read(), told.read()
+    if process.returncode:
+        raise SystemExit(texts[1])
+    return *texts, {"seconds": seconds, "peak_memory_mb": peak / 1000}
+
+
+def most_memory(process: int) -> int:
+    """kB that a process held at most so far; 0 when it is gone. What the kernel tells of an ended child (ru_maxrss) begins
+    with its parent's peak, of which a fork is a copy."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(found[1]) if (found := re.search(r"VmHWM:\s*(\d+) kB", status)) else 0
+
+
+def index_whole(path: Path, question: str) -> dict:
+    """What `evcap index` of a file takes, two questions after it, and one without an index."""
+    with tempfile.TemporaryDirectory() as folder:
+        ask = ["ask", str(path), question, "--json", "--index"]
+        _, told, figures = run_alone("index", str(path), "--index", f"{folder}/index")
         disk = sum(file.stat().st_blocks * 512 for file in Path(folder, "index").iterdir())
-    encoded, empty, tiles = (
-        int(n.replace(",", "")) for n in re.search(r"([\d,]+) tiles .*?([\d,]+) empty, of ([\d,]+)", told).groups()
-    )
+        figures["questions"] = [answered(*ask, f"{folder}/index") for _ in range(2)]
+        figures["coarse_to_fine"] = answered(*ask, f"{folder}/fresh")
+    counts = re.search(r"([\d,]+) tiles .*?([\d,]+) empty, of ([\d,]+)", told).groups()
+    encoded, empty, tiles = (int(count.replace(",", "")) for count in counts)
     with Raster(path) as raster:
         size = [raster.width, raster.height]
-    figures = {"size": size, "tiles": tiles, "encoded": encoded, "empty": empty, "seconds": seconds}
-    return figures | {"peak_memory_mb": used.ru_maxrss / 1000, "index_on_disk_mb": disk / 1e6}
+    return {"size": size, "tiles": tiles, "encoded": encoded, "empty": empty, "index_on_disk_mb": disk / 1e6} | figures
+
+
+def answered(*arguments: str) -> dict:
+    """What an `evcap ask --json` takes, and how many tiles were encoded for it or before, of how many."""
+    printed, _, figures = run_alone(*arguments)
+    reply = json.loads(printed)
+    return figures | {"encoded": reply["tiles"]["encoded"], "tiles": reply["tiles"]["all"], "answer": reply["answer"]}
 
 
 def main(
@@ -134,6 +162,7 @@ def main(
     tiles: Annotated[int, typer.Option(min=BATCH, help="Tiles of a turn of indexing.")] = 160,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each comparison.")] = 7,
     whole: Annotated[list[Path] | None, typer.Option(help="Rasters that are indexed as a whole.")] = None,
+    question: Annotated[str, typer.Option(help="What they are asked.")] = "Is there an airplane?",
     output: Annotated[Path, typer.Option(help="JSON file of the figures.")] = OUTPUT,
 ) -> None:
     tower, console = open_tower(Encoder("embedded").captioner), Console()
@@ -156,7 +185,7 @@ def main(
     console.print(table)
     figures["whole"] = {}
     for path in whole or []:
-        figures["whole"][path.stem] = index_whole(path)
+        figures["whole"][path.stem] = index_whole(path, question)
         console.print(path, figures["whole"][path.stem])
     write_figures(output, figures)
     console.print(f"wrote {output}")

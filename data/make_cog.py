@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from evcap.console import NoBars, command
 from evcap.errors import EvcapError
+from evcap.uhr.blocks import is_whole
 from evcap.uhr.raster import Raster
 
 Compression = StrEnum("Compression", ["deflate", "zstd", "lzw", "jpeg", "webp"])
@@ -127,7 +128,9 @@ def main(
         whole = Path(folder) / output.name
         write_cog(source.absolute(), whole, compress, quality, quiet)
         raster.check_unchanged()
-        with Raster(whole) as written:  # also that its last block is there
+        if not is_whole(whole):
+            raise EvcapError(f"{source}: not converted: the end of the copy is missing; is the disk full?")
+        with Raster(whole) as written:
             size = f"{written.width:,} x {written.height:,} pixels, {whole.stat().st_size / 1e6:,.1f} MB"
         whole.rename(output)
     print(f"{output}: {size}")

@@ -33,12 +33,12 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_coco_captions
 from evcap.errors import EvcapError
 from evcap.images import find_images, open_image
+from evcap.uhr.blocks import is_whole
 from evcap.uhr.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
 from evcap.uhr.ucm import UCM
 
 BLOCK, HALF = 512, 256  # pixels, of the TIFF's tiles
 LEVEL = 6  # of DEFLATE
-TRAILER = 4  # bytes that follow each block in a Cloud Optimized GeoTIFF
 CACHE_MB = 64  # GDAL's blocks
 
 
@@ -168,18 +168,6 @@ def _create(path: Path, size: tuple[int, int], scene: Scene) -> rasterio.io.Data
     )
 
 
-def check_blocks(path: Path, occupied: list[set[tuple[int, int]]]) -> None:
-    """Raise RasterioIOError unless all blocks of all levels are in the file: GDAL is silent if it cannot write the last."""
-    size = path.stat().st_size
-    for level, places in enumerate(occupied):
-        with rasterio.open(path, **({"overview_level": level - 1} if level else {})) as file:
-            for row, column in places:
-                names = (f"BLOCK_{what}_{column}_{row}" for what in ("OFFSET", "SIZE"))
-                start, length = (int(file.get_tag_item(name, "TIFF", 1) or 0) for name in names)
-                if not start or start + length + TRAILER > size:
-                    raise RasterioIOError("its end is missing; is the disk full?")
-
-
 def write_raster(scene: Scene, data: Path, path: Path, quiet: bool) -> None:
     """Paint a scene and its overviews into one file. Raises EvcapError, and an older file stays, if that fails."""
     painter = Painter(scene, data)
@@ -205,7 +193,8 @@ def write_raster(scene: Scene, data: Path, path: Path, quiet: bool) -> None:
                 bigtiff="YES",
                 num_threads="ALL_CPUS",
             )
-            check_blocks(Path(folder) / path.name, pyramid.occupied)
+            if not is_whole(Path(folder) / path.name, pyramid.occupied):
+                raise RasterioIOError("its end is missing; is the disk full?")
             path.with_suffix(".json").unlink(missing_ok=True)  # it tells of the older picture
             os.replace(Path(folder) / path.name, path)
     except (RasterioError, CPLE_BaseError) as error:

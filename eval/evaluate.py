@@ -11,7 +11,6 @@ one. A run that was stopped goes on where it was: captions are kept line by line
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import shlex
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 import evcap
 from evcap.benchmarks import PAPER
-from evcap.config import assets_folder, load_preset, load_yaml, preset_path
+from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_captions
@@ -39,7 +38,7 @@ from evcap.loop import use_all_cores
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.report import results_markdown
 from evcap.results import write_whole
-from evcap.shards import finished, open_shard
+from evcap.shards import finished, marks, open_shard
 from evcap.vocabulary import naming_statistics
 
 
@@ -64,14 +63,6 @@ class Config:
 
 
 AFTERWARDS = ("output", "limit", "scored", "benchmark", "seen")  # what no caption depends on
-
-
-def marks(config: Config, captioner) -> dict[str, str]:
-    """Short hashes of what a caption depends on besides the config: the preset, its tensors, the encoder and the memory."""
-    assets = assets_folder(config.preset, load_preset(config.preset))
-    files = [preset_path(config.preset), *sorted(assets.glob("*.safetensors"))]
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-    return hashes | {"encoder": captioner.encoder_fingerprint, "memory": captioner.memory.fingerprint()}
 
 
 def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], file, quiet: bool) -> None:
@@ -145,7 +136,7 @@ def main(
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     use_all_cores(state)
     captioner = evcap.load(config.preset, config.memory, str(state.device))
-    made_by = marks(config, captioner)
+    made_by = marks(config.preset, captioner)
     settings = {key: value for key, value in vars(config).items() if key not in AFTERWARDS} | made_by
     with state.main_process_first():  # it mends a torn line
         done = finished(folder, settings)

@@ -3,9 +3,9 @@
     python eval/mme_realworld.py predictions.jsonl --data MME_RealWorld_RS.json
     python eval/mme_realworld.py predictions.jsonl --data MME_RealWorld_RS.json --parity   # letters by the reference's rule
 
-A line of the predictions is {"Question_id": ..., "output": the reply, "boxes": [[x1, y1, x2, y2], ...]}: boxes in pixels of
-the picture, best first, or none; other fields are passed over. A question without a line counts as wrong. Writes
-metrics.json and results.md into the folder of --output and prints the same table.
+eval/mme_predictions.py writes evcap's own predictions. A line of them is {"Question_id": ..., "output": the reply, "boxes":
+[[x1, y1, x2, y2], ...]}: boxes in pixels of the picture, best first, or none; other fields are passed over. A question without
+a line counts as wrong. Writes metrics.json and results.md into the folder of --output and prints the same table.
 """
 
 from __future__ import annotations

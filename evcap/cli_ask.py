@@ -94,7 +94,7 @@ def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Seq
     from evcap.uhr.answer import Analyst
 
     analyst = Analyst.load(preset, memory, galleries)
-    return analyst, _index(analyst, raster, folder)
+    return analyst, analyst.open_index(raster, folder)
 
 
 def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None, choices: Sequence[str], load) -> Question:
@@ -151,20 +151,6 @@ def opened(image: Path) -> Iterator:
         yield raster
 
 
-def _index(analyst: Analyst, raster, folder: Path) -> TileIndex:
-    """The tile index in a folder with whatever plan it has; an empty one of a pyramid if there is none."""
-    from evcap.uhr.plans import make_plan
-    from evcap.uhr.tile_files import stored_plan
-    from evcap.uhr.tiles import TileIndex
-
-    tower = analyst.tower
-    name, options = stored_plan(folder), {}
-    if name is None:
-        name, options = "pyramid", {"side": tower.image_size}
-    plan = make_plan(name, raster.width, raster.height, **options)
-    return TileIndex.open(folder, raster, plan, tower.encoder_fingerprint, tower.shape)
-
-
 def _tell_places(answer: Answer, raster) -> None:
     from evcap.uhr.evidence import numbered
     from evcap.uhr.geo import cell_words
@@ -197,7 +183,7 @@ def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quie
     for file in files:
         try:
             with opened(file) as raster:
-                said = load().caption(_index(load(), raster, default_folder(file)), quiet=quiet)
+                said = load().caption(load().open_index(raster, default_folder(file)), quiet=quiet)
         except RasterError as error:  # other errors are of settings, which no other file would change
             yield file, None, str(error)
         else:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from data import make_cog
 from evcap.console import command
+from evcap.uhr.blocks import is_whole
 from evcap.uhr.raster import Raster
 
 REPOSITORY = Path(__file__).parent.parent
@@ -110,3 +111,47 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert done.returncode == 1 and not done.stdout
     assert "a.tif: not converted: " in done.stderr and len(done.stderr.splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.fixture(params=["plain", "masked"])
+def source(request, tmp_path):
+    """Noise with an empty block at the upper right, by nodata or by a mask."""
+    values, there = noise(3, 1300, 1024, low=1), np.ones((1300, 1024), bool)
+    values[:, :512, 512:], there[:512, 512:] = 0, False
+    given = {"nodata": 0} if request.param == "plain" else {"mask": there}
+    return write(tmp_path / "a.tif", values, **RGB, **given)
+
+
+@pytest.mark.parametrize("lost", [1, 5, 100_000, 4_000_000])
+def test_a_copy_that_is_cut_short_is_not_taken_for_whole(source, tmp_path, monkeypatch, lost):
+    """As on a disk that is full at the very end: GDAL's copy returns, and the last bytes are not there."""
+    copy = rasterio.shutil.copy
+
+    def cut(dataset, target, **options):
+        copy(dataset, target, **options)
+        assert is_whole(target)
+        os.truncate(target, target.stat().st_size - lost)
+
+    monkeypatch.setattr(rasterio.shutil, "copy", cut)
+    line = run(source, tmp_path / "cog.tif", code=1)
+    assert "a.tif: not converted: the end of the copy is missing" in line and len(line.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_blocks_that_must_be_there_are_missed(tmp_path):
+    values = noise(3, 1300, 1024, low=1)
+    values[:, :512, 512:] = 0
+    run(write(tmp_path / "a.tif", values, nodata=0, **RGB), tmp_path / "cog.tif")
+    held = [{(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)}, {(0, 0), (1, 0)}, {(0, 0)}]
+    assert is_whole(tmp_path / "cog.tif", held)
+    assert not is_whole(tmp_path / "cog.tif", [held[0] | {(0, 1)}, *held[1:]])
+
+
+def test_blocks_of_every_band_are_looked_at(tmp_path):
+    """Bands one after the other: the last band's blocks are the end of the file."""
+    apart = write(tmp_path / "a.tif", noise(3, 1024, 1024), tiled=True, blockxsize=512, blockysize=512, interleave="band")
+    with rasterio.open(apart) as file:
+        end = sum(int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=3)) for what in ("OFFSET", "SIZE"))
+    for size, whole in ((end + 4, True), (end + 3, False)):
+        os.truncate(apart, size)
+        assert is_whole(apart) == whole

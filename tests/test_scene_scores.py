@@ -1,4 +1,4 @@
-"""eval/calibrate_scenes.py and eval/scenes.py through their entry points, on scenes of plain colours, one colour a class, with an
+"""eval/calibrate_scenes.py and eval/scenes.py through their entry points, on scenes of plain colours, one a class, with an
 encoder that sees which share of a picture each colour has: what it is asked about it can find."""
 
 import json

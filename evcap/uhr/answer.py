@@ -19,11 +19,13 @@ from evcap.uhr.evidence import Evidence
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.geo import cell_words
 from evcap.uhr.phrase_models import ModelPhrases
+from evcap.uhr.plans import make_plan
 from evcap.uhr.promising import fill_promising
 from evcap.uhr.question import Question
 from evcap.uhr.raster import Raster
 from evcap.uhr.reader import EvidenceReader
 from evcap.uhr.retrieval import Place, Retriever
+from evcap.uhr.tile_files import stored_plan
 from evcap.uhr.tiles import MISSING, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
@@ -88,18 +90,29 @@ class Analyst:
         with without_lora(language.llm):
             return ModelPhrases(language.llm, language.tokenizer)(question)
 
+    def open_index(self, raster: Raster, folder: str | Path) -> TileIndex:
+        """The tile index in a folder with whatever plan it has; an empty one of a pyramid if there is none."""
+        name, options = stored_plan(folder), {}
+        if name is None:
+            name, options = "pyramid", {"side": self.tower.image_size}
+        plan = make_plan(name, raster.width, raster.height, **options)
+        return TileIndex.open(folder, raster, plan, self.tower.encoder_fingerprint, self.tower.shape)
+
     def ask(self, index: TileIndex, question: Question, budget: int = BUDGET, quiet: bool = True) -> Answer:
         """Answer a question about the raster of an index, which is filled where that looks promising if it is not complete.
 
-        Raises EvcapError for a question that names nothing, and when the picture cannot be read.
+        The likeliest of its choices, if it has some; of one that names nothing from the overview alone.
+        Raises EvcapError for another question that names nothing, and when the picture cannot be read.
         """
-        if not question.phrases:
+        if not (question.phrases or question.choices):
             raise EvcapError(
                 f"'{question.text}' names nothing that could be looked for; ask about things, as in \"any ships?\""
             )
-        self._fill(index, question.phrases, budget, quiet)
         counting = question.kind in ("count", "presence")
-        found = self.retriever.find(index, question.phrases, "both", PLACES)
+        found: list[list[Place]] = []
+        if question.phrases:
+            self._fill(index, question.phrases, budget, quiet)
+            found = self.retriever.find(index, question.phrases, "both", PLACES)
         sure = [[place for place in places if place.sure] for places in found]
         # what is counted is shown, all of it
         described = sum(sure, []) if question.kind == "count" else _best(sure, self.retriever.rule.contexts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+TRAILER = 4  # bytes that follow each block in a Cloud Optimized GeoTIFF
 
 
 class Blocks:
@@ -33,13 +37,20 @@ class Blocks:
         name = f"BLOCK_OFFSET_{column}_{row}"
         return any(self._dataset.get_tag_item(name, "TIFF", bidx=band) is not None for band in self._bands)
 
+    def _end(self, column: int, row: int, band: int) -> int:
+        names = (f"BLOCK_{what}_{column}_{row}" for what in ("OFFSET", "SIZE"))
+        where = [self._dataset.get_tag_item(name, "TIFF", bidx=band) for name in names]
+        return sum(map(int, where)) if all(where) else 0
+
     def last_byte(self) -> int:
         """The byte at which the last block of a TIFF ends, 0 if it was not written."""
-        where = [
-            self._dataset.get_tag_item(f"BLOCK_{what}_{self.columns - 1}_{self.rows - 1}", "TIFF", bidx=self._bands[-1])
-            for what in ("OFFSET", "SIZE")
-        ]
-        return sum(map(int, where)) if all(where) else 0
+        return self._end(self.columns - 1, self.rows - 1, self._bands[-1])
+
+    def ends(self) -> dict[tuple[int, int], int]:
+        """Row and column of each block of a TIFF that was written -> the byte at which it ends, of all bands the last."""
+        places = ((row, column) for row in range(self.rows) for column in range(self.columns))
+        found = {place: max(self._end(place[1], place[0], band) for band in self._bands) for place in places}
+        return {place: end for place, end in found.items() if end}
 
     def box(self, number: int) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 of a block, inside the image."""
@@ -76,3 +87,29 @@ class Blocks:
         edges = start + np.arange(count + 1) * (stop - start) / count
         first = (edges[:-1] // block).astype(np.int64)
         return first, np.clip(np.ceil(edges[1:] / block).astype(np.int64), first + 1, blocks)
+
+
+def is_whole(path: Path, occupied: list[set[tuple[int, int]]] | None = None) -> bool:
+    """Whether a Cloud Optimized GeoTIFF goes as far as its blocks, those of all levels, bands and masks.
+
+    GDAL says nothing when the last of what it writes does not fit on the disk. A block that was left out, as blocks without
+    content are, is not missed, unless occupied says which there must be: row and column, a set for each level from the
+    finest, in a file without masks. Raises rasterio.errors.RasterioIOError for what is no TIFF.
+    """
+    import rasterio
+    from rasterio.enums import MaskFlags
+    from rasterio.errors import NotGeoreferencedWarning
+
+    size, found = path.stat().st_size, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # levels and masks have no place of their own
+        with rasterio.open(path) as file:
+            masked = file.mask_flag_enums[0] == [MaskFlags.per_dataset]
+            images = (1 + len(file.overviews(1))) * (2 if masked else 1)
+        for number in range(1, images + 1):
+            with rasterio.open(f"GTIFF_DIR:{number}:{path.absolute()}") as image:
+                ends = Blocks(image, image.indexes).ends()
+            if max(ends.values(), default=0) + TRAILER > size:
+                return False
+            found.append(set(ends))
+    return occupied is None or found == occupied
