@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.uhr.answer import PLACES, Analyst
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
 from evcap.uhr.scenes import Question, read_scene
-from evcap.uhr.trials import SceneConfig, whole_index
+from evcap.uhr.trials import SceneConfig, Searcher, whole_index
 
 PATHS = ("fast", "slow", "both")
 TAIL = 0.99
@@ -59,19 +58,19 @@ def main(
 ) -> None:
     config = load_yaml(config_path, SceneConfig)
     paths = config.paths(data)
-    analyst = Analyst.load(config.preset)
+    searcher = Searcher.open(config)
     asked: dict[str, list[Asked]] = {path: [] for path in PATHS}
     excess = []
     for path in tqdm(paths, desc="scenes", unit="scene", disable=quiet):
         scene = read_scene(path)
         with Raster(path.with_name(scene.image)) as raster:
-            index = whole_index(raster, analyst.tower, config.plan, quiet)
+            index = whole_index(raster, searcher.tower, config.plan, quiet)
             for question in scene.questions:
                 phrase = analyse(question.question).phrases[:1]
                 if question.answer is False:
-                    excess.append(mean_excess(analyst.retriever.scores(index, phrase)[0].of("both")))
+                    excess.append(mean_excess(searcher.retriever.scores(index, phrase)[0].of("both")))
                 for way in PATHS:
-                    (places,) = analyst.retriever.find(index, phrase, way, PLACES)
+                    (places,) = searcher.retriever.find(index, phrase, way)
                     asked[way].append((question, [place.score for place in places], len(index.numbers())))
     slope = float(np.mean(excess))
     print(f"# {len(paths)} scenes, {len(asked['both'])} questions")

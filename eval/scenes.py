@@ -33,13 +33,12 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.results import write_whole
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
-from evcap.uhr.answer import PLACES, Analyst
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import imagerag_selection, softmax
 from evcap.uhr.scenes import Scene, read_scene
-from evcap.uhr.trials import SceneConfig, whole_index
+from evcap.uhr.trials import SceneConfig, Searcher, whole_index
 
 RANKS = (1, 5, 10)
 LARGEST = 0.25  # of the picture; a larger box is not counted as found (facts of ImageRAG's evaluation)
@@ -57,13 +56,13 @@ class Found:
 class Asked:
     """One scene with its indexes, and the ways to look for a phrase in it."""
 
-    def __init__(self, analyst: Analyst, path: Path, config: SceneConfig, quiet: bool):
-        self.analyst, self.scene = analyst, read_scene(path)
+    def __init__(self, searcher: Searcher, path: Path, config: SceneConfig, quiet: bool):
+        self.searcher, self.scene = searcher, read_scene(path)
         self._found: dict[tuple[str, str], Found] = {}
         self.raster = Raster(path.with_name(self.scene.image))
-        self.index = whole_index(self.raster, analyst.tower, config.plan, quiet)
-        self.reference = whole_index(self.raster, analyst.tower, config.reference_plan, quiet)
-        overview = self.raster.read((0, 0, self.raster.width, self.raster.height), (analyst.tower.image_size,) * 2)[0]
+        self.index = whole_index(self.raster, searcher.tower, config.plan, quiet)
+        self.reference = whole_index(self.raster, searcher.tower, config.reference_plan, quiet)
+        overview = self.raster.read((0, 0, self.raster.width, self.raster.height), (searcher.tower.image_size,) * 2)[0]
         self.overview = Image.fromarray(overview)
 
     def look(self, phrase: str, way: str) -> Found:
@@ -72,7 +71,7 @@ class Asked:
             fast = self.look(phrase, "fast")
             return fast if fast.count else self.look(phrase, "slow")
         if (phrase, way) not in self._found:
-            (places,) = self.analyst.retriever.find(self.index, [phrase], way, PLACES)
+            (places,) = self.searcher.retriever.find(self.index, [phrase], way)
             boxes = np.array([place.box for place in places]).reshape(-1, 4)
             self._found[phrase, way] = Found(boxes, sum(place.sure for place in places))
         return self._found[phrase, way]
@@ -80,11 +79,11 @@ class Asked:
     def look_at_once(self, phrase: str) -> Found:
         """The whole picture as one input: it is there if that scores above the threshold for one tile; the boxes are the cells
         that the query nearest to the phrase looks at most."""
-        retriever, captioner = self.analyst.retriever, self.analyst.captioner
+        retriever, captioner = self.searcher.retriever, self.searcher.captioner
         queries = captioner.query_features([self.overview])
         scores = retriever.scores([queries.numpy()], [phrase])[0]
         way = "both" if scores.slow is not None else "fast"
-        cosines = torch.nn.functional.normalize(queries[0], dim=-1) @ self.analyst.tower.read([phrase])[0]
+        cosines = torch.nn.functional.normalize(queries[0], dim=-1) @ self.searcher.tower.read([phrase])[0]
         heat = captioner.attention(self.overview)[int(cosines.argmax())]
         rows, columns = np.unravel_index(np.argsort(-heat, axis=None, kind="stable")[: max(RANKS)], heat.shape)
         cell = np.array([self.raster.width / heat.shape[1], self.raster.height / heat.shape[0]])
@@ -96,12 +95,12 @@ class Asked:
         """The release's rule: boxes by probability; what it selects on the fast path counts as found, or nothing."""
         queries = [rows for _, rows in self.reference.chunks()]
         boxes = self.reference.plan.boxes(self.reference.numbers())
-        texts = self._cosines(queries, self.analyst.tower.read([phrase]))
+        texts = self._cosines(queries, self.searcher.tower.read([phrase]))
         selected = imagerag_selection(texts)
         ranked, confidences = texts, softmax(100 * texts)
         if not selected:
-            gallery = self.analyst.galleries[0]
-            own = gallery.match(sentence_embedder()([phrase]).numpy()[0], self.analyst.retriever.rule.delta)
+            gallery = self.searcher.gallery
+            own = gallery.match(sentence_embedder()([phrase]).numpy()[0], self.searcher.retriever.rule.delta)
             if own:
                 keys = np.concatenate([rows.astype(np.float32).mean(1) for rows in queries])
                 ranked = gallery.prototypes[own] @ (keys / np.linalg.norm(keys, axis=1, keepdims=True)).T
@@ -170,11 +169,11 @@ def main(
 ) -> None:
     config = load_yaml(config_path, SceneConfig)
     paths = config.paths(data)
-    analyst = Analyst.load(config.preset)
+    searcher = Searcher.open(config)
     rows: dict[str, list[dict]] = {}
     chances: list[dict[int, float]] = []
     for path in tqdm(paths, desc="scenes", unit="scene", disable=quiet):
-        asked = Asked(analyst, path, config, quiet)
+        asked = Asked(searcher, path, config, quiet)
         looks = {name: partial(asked.look, way=way) for way, name in WAYS.items()}
         looks |= {"whole picture as one input": asked.look_at_once, "ImageRAG's rule, grid": asked.look_by_reference}
         for name, look in looks.items():

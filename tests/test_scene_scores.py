@@ -2,7 +2,6 @@
 encoder that sees which share of a picture each colour has: what it is asked about it can find."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from eval import calibrate_scenes, scenes
 from evcap.config import RetrievalConfig
 from evcap.console import command
 from evcap.memory import VisualNameMemory
-from evcap.uhr.answer import Analyst
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.retrieval import Retriever
+from evcap.uhr.trials import Searcher
 from evcap.uhr.ucm import UCM
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
@@ -70,12 +69,12 @@ def data(tmp_path_factory):
     return folder
 
 
-def an_analyst(rule: RetrievalConfig):
+def a_searcher(rule: RetrievalConfig) -> Searcher:
     tower = ShareTower()
     keys = torch.eye(len(NAMES))[:21].numpy()
     memory = VisualNameMemory.build(keys, NAMES[:21], ["test"] * 21, [f"{n}.png" for n in NAMES[:21]], "shares")
-    galleries = [Gallery(memory)]
-    return SimpleNamespace(captioner=tower, tower=tower, galleries=galleries, retriever=Retriever(tower, galleries, rule))
+    gallery = Gallery(memory)
+    return Searcher(tower, tower, gallery, Retriever(tower, [gallery], rule))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def config(tmp_path_factory):
 def chosen(data, config):
     """The thresholds that calibration prints, and all that it prints."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Analyst, "load", lambda *given: an_analyst(RetrievalConfig(0, 0, 0, 0)))
+        patch.setattr(Searcher, "open", lambda config: a_searcher(RetrievalConfig(0, 0, 0, 0)))
         told = runner(calibrate_scenes.main)(config, "--data", data)
     return RetrievalConfig(**yaml.safe_load(told)), told
 
@@ -105,7 +104,7 @@ def test_thresholds_tell_apart_what_is_there_from_what_is_not(chosen):
 @pytest.fixture(scope="module")
 def scores(data, config, chosen):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Analyst, "load", lambda *given: an_analyst(chosen[0]))
+        patch.setattr(Searcher, "open", lambda config: a_searcher(chosen[0]))
         runner(scenes.main)(config, "--data", data)
     return config.parent / "scores"
 

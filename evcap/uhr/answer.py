@@ -30,7 +30,6 @@ from evcap.uhr.tiles import MISSING, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
 BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
-PLACES = 12  # of a phrase that are looked at again; a count cannot be higher
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -112,7 +111,7 @@ class Analyst:
         found: list[list[Place]] = []
         if question.phrases:
             self._fill(index, question.phrases, budget, quiet)
-            found = self.retriever.find(index, question.phrases, "both", PLACES)
+            found = self.retriever.find(index, question.phrases)
         sure = [[place for place in places if place.sure] for places in found]
         # what is counted is shown, all of it
         described = sum(sure, []) if question.kind == "count" else _best(sure, self.retriever.rule.contexts)

@@ -28,6 +28,7 @@ from evcap.uhr.towers import Tower
 SHARPNESS = 10.0  # of the comparison of labels: a label 0.1 behind in cosine counts for a third
 ROWS = 1024  # tiles of one product
 APART = 0.1  # share in which two places, each as large as a tile, may overlap: what lies on both is one thing
+PLACES = 12  # of a phrase that are looked at again; a count cannot be higher
 CLOSER, SHIFT = 0.78, 0.25  # side and displacement of the windows of a second look, in sides of the tile: 224 of 288 pixels
 
 Way = Literal["fast", "slow", "both"]  # both: the sum of both scores, or the fast one where there is no other
@@ -117,7 +118,7 @@ class Retriever:
         there are: with a tail that falls exponentially, by slope x ln(n)."""
         return getattr(self.rule, way) + self.rule.slope * math.log(max(tiles, 1) / 1000)
 
-    def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = 12) -> list[list[Place]]:
+    def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = PLACES) -> list[list[Place]]:
         """Places of each phrase, best first, at most `most`, of which those in front are `sure`, or none of them.
 
         A place is the best of the windows around a promising tile. Raises EvcapError when the picture cannot be read.

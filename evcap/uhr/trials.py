@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from evcap.config import assets_folder, load_preset
+from evcap.encoding import Encoder
 from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
+from evcap.predictor import Captioner
+from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan
 from evcap.uhr.raster import Raster
+from evcap.uhr.retrieval import Retriever
 from evcap.uhr.tiles import TileIndex
-from evcap.uhr.towers import Tower
+from evcap.uhr.towers import Tower, open_tower
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """scenes: folder below the data folder, and which of its files; reference_plan: what ImageRAG's rule is tried on."""
+    """scenes: folder below the data folder, and which of its files; reference_plan: what ImageRAG's rule is tried on.
+
+    trained, gallery: in place of the preset's.
+    """
 
     scenes: str
     pattern: str = "*.json"
@@ -22,6 +31,8 @@ class SceneConfig:
     preset: str = "embedded"
     plan: str = "pyramid"
     reference_plan: str = "grid-10"
+    trained: str | None = None
+    gallery: str | None = None
 
     def paths(self, data: Path) -> list[Path]:
         """The scenes' JSON files. Raises EvcapError if there are none."""
@@ -29,6 +40,25 @@ class SceneConfig:
         if not found:
             raise EvcapError(f"there are no scenes {data / self.scenes / self.pattern}; data/make_mosaic.py makes them")
         return found
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """What finds things in scenes: a captioner without its language model, its tower, a gallery, and how they are used."""
+
+    captioner: Captioner
+    tower: Tower
+    gallery: Gallery
+    retriever: Retriever
+
+    @classmethod
+    def open(cls, config: SceneConfig) -> Searcher:
+        """Raises EvcapError with one line when a part is missing, damaged or made for another model."""
+        captioner = Encoder(config.preset, Path(config.trained) if config.trained else None).captioner
+        tower = open_tower(captioner)
+        folder = config.gallery or assets_folder(config.preset, load_preset(config.preset)) / "gallery"
+        gallery = Gallery(VisualNameMemory.open(folder, tower.encoder_fingerprint))
+        return cls(captioner, tower, gallery, Retriever(tower, [gallery], captioner.preset.retrieval))
 
 
 def whole_index(raster: Raster, tower: Tower, plan: str, quiet: bool) -> TileIndex:
