@@ -46,8 +46,9 @@ def best_level(asked: list[Asked], slope: float) -> tuple[float, float, float]:
         counts = [(q, sum(s > level for s in scores)) for q, scores in rows]
         right = np.mean([(count > 0) == q.answer for q, count in counts if q.kind == "presence"])
         error = np.mean([abs(count - q.answer) for q, count in counts if q.kind == "count"])
-        tried.append((-right, level, error))
-    right, level, error = min(tried)
+        tried.append((-right, error, level))
+    best = sorted(row for row in tried if row[:2] == min(tried)[:2])
+    right, error, level = best[len(best) // 2]
     return float(level), float(-right), float(error)
 
 

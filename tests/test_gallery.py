@@ -57,6 +57,42 @@ def test_labels_that_share_pictures_are_no_rivals():
     assert gallery(names, list("12345678")).rivals(embedded("boats"), 0.5).tolist() == [True, False, True]
 
 
+def test_similarity_is_the_mahalanobis_cosine():
+    rng = np.random.default_rng(1)
+    names = ["a"] * 20 + ["b"] * 30 + ["c"] * 10
+    found = gallery(names, keys=(rng.normal(size=(60, 8)) * np.linspace(0.2, 2, 8)).astype(np.float32))
+    tiles = rng.normal(size=(5, 8)).astype(np.float32)
+    rows = {label: found.keys(label).astype(np.float64) for label in found.labels}
+    within = sum((keys - keys.mean(0)).T @ (keys - keys.mean(0)) for keys in rows.values()) / 60
+    inverse = np.linalg.inv((within + np.eye(8) * np.trace(within) / 8) / 2)
+    centre = found.prototypes.mean(0)
+    expected = [
+        [x @ inverse @ y / np.sqrt((x @ inverse @ x) * (y @ inverse @ y)) for y in found.prototypes - centre]
+        for x in tiles - centre
+    ]
+    assert np.allclose(found.similarity(tiles, found.stand_ins("mean")), expected, atol=1e-4)
+
+
+def test_similarity_sees_past_what_differs_within_labels():
+    """Two labels apart in the second of two directions; within them pictures differ more in the first."""
+    rng = np.random.default_rng(2)
+    kinds = np.repeat([0.1, -0.1], 50)
+    keys = np.stack([rng.normal(0, 0.6, 100), kinds + rng.normal(0, 0.03, 100), np.full(100, 1.0)], axis=1).astype(np.float32)
+    found = gallery(["up"] * 50 + ["down"] * 50, keys=keys)
+    tiles = np.concatenate([found.keys("up"), found.keys("down")])
+    truth = np.repeat([0, 1], 50)
+    assert (found.similarity(tiles, found.stand_ins("mean")).argmax(1) == truth).mean() > 0.95
+    assert ((tiles @ found.prototypes.T).argmax(1) == truth).mean() < 0.85
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "b", "c"]])
+def test_small_galleries_have_similarities(names):
+    found = gallery(names)
+    similarity = found.similarity(np.asarray(found.memory.keys, np.float32), found.stand_ins("cluster"))
+    assert np.isfinite(similarity).all()
+    assert similarity[0].argmax() == 0
+
+
 def test_prototypes_are_unit_means_of_the_keys():
     found = gallery(["b", "a", "b", "b"])
     keys = np.asarray(found.memory.keys, np.float64)

@@ -23,6 +23,7 @@ from evcap.uhr.trials import Searcher
 from evcap.uhr.ucm import UCM
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
+STEP = 11  # of red, between classes
 OURS = ("fast path", "slow path", "fast, then slow", "both in one pass (evcap ask)")
 
 
@@ -43,8 +44,8 @@ class ShareTower:
 
     shape, image_size, encoder_fingerprint = (1, len(NAMES)), 288, "shares"
 
-    def query_features(self, images, batch_size):
-        found = [np.asarray(image.convert("RGB"))[..., 0].ravel() // 12 for image in images]
+    def query_features(self, images, batch_size=16):
+        found = [np.asarray(image.convert("RGB"))[..., 0].ravel() // STEP for image in images]
         shares = np.stack([np.bincount(f, minlength=22)[:22] / len(f) for f in found]).astype(np.float32)
         return torch.from_numpy(shares[:, None])
 
@@ -63,7 +64,7 @@ def data(tmp_path_factory):
         label = path.name.split("-")[0]
         number = list(UCM).index(label) if label in UCM else 21
         pixels = np.full((*Image.open(path).size[::-1], 3), 40, np.uint8)
-        pixels[..., 0] = 12 * number + 5
+        pixels[..., 0] = STEP * number + STEP // 2
         Image.fromarray(pixels).save(path)
     runner(make_mosaic.main)(folder / "scenes", "--data", folder, "--size", 3001, "--scenes", 2, "--planted", 8)
     return folder
@@ -97,7 +98,7 @@ def chosen(data, config):
 def test_thresholds_tell_apart_what_is_there_from_what_is_not(chosen):
     rule, told = chosen
     assert told.count("presence 100.0%") == 3
-    assert rule.fast < 0 < rule.slow
+    assert rule.slow > 0
     assert rule.slope >= 0
 
 
@@ -117,7 +118,7 @@ def test_an_encoder_that_sees_finds_all_and_others_do_not(scores):
         assert got["recall@1"] == 100
         assert got["recall@5"] > 85
         assert got["presence"] == 100
-        assert got["count error"] < 1
+    assert told["scores"][OURS[-1]]["count error"] < 0.5
     assert told["scores"]["whole picture as one input"]["recall@5"] < 50
     # the plan's tiles are 288 pixels: of (3001 / 216)^2 one or two have the middle of a planted tile of 4
     assert 0 < told["scores"]["chance"]["recall@1"] < 10

@@ -18,6 +18,7 @@ REDUCERS = ("mean", "cluster", "rerank")
 SAME = 0.25  # squared distance below which a phrase is a label's name: "airplanes" is 0.22 from "airplane"
 NEIGHBOURS = 3  # labels that one phrase can mean, as in ImageRAG
 CLUSTER_DISTANCE, CLUSTER_FEWEST = 0.3, 2  # DBSCAN's, on unit vectors, as in ImageRAG
+SHRUNKEN = 0.5  # of the covariance within labels; 0.2 and 0.35 do as well
 RERANKED = 3  # pictures most like the phrase, as in ImageRAG
 SHARED = 0.1  # of a label's pictures: labels that share so many are seen together, and do not exclude each other
 
@@ -48,6 +49,38 @@ class Gallery:
     def prototypes(self) -> np.ndarray:
         """(L,D) float32 unit vectors: the mean of each label's pictures."""
         return _unit(np.stack([self.keys(label).mean(0) for label in self.labels]))
+
+    def similarity(self, keys: np.ndarray, stand_ins: np.ndarray) -> np.ndarray:
+        """(n,L) float32: how much tiles with these keys (n,D) look like what stands for each label (L,D): cosines, from the
+        middle of all labels, in the space where the pictures of a label spread alike in all directions (Fisher 1936).
+
+        Of plain cosines most is light, season and sharpness, in which the pictures of a label differ as well.
+        """
+        tiles, labels = (_unit((rows - self._centre) @ self._whitening) for rows in (keys, stand_ins))
+        return tiles @ labels.T
+
+    def stand_ins(self, how: str, phrases: np.ndarray | None = None) -> np.ndarray:
+        """(L,D) float32 unit vectors, one for each label, see `reduce`. phrases (L,D): the labels, read by the tower."""
+        rows = [None] * len(self.labels) if phrases is None else phrases
+        return np.stack([self.reduce(label, how, row) for label, row in enumerate(rows)])
+
+    @cached_property
+    def _centre(self) -> np.ndarray:
+        """(D,): the middle of the labels; of one label there is none."""
+        return self.prototypes.mean(0) * (len(self.labels) > 1)
+
+    @cached_property
+    def _whitening(self) -> np.ndarray:
+        """(D,D) float32: inverse root of the covariance within labels, half of it brought to its mean variance, for there are
+        fewer pictures than would tell all of it."""
+        rows = [self.keys(label) for label in self.labels]
+        apart = np.concatenate([keys - keys.mean(0) for keys in rows])
+        covariance = apart.T @ apart / len(apart)
+        variance = np.trace(covariance) / len(covariance)
+        if not variance:  # no label has two pictures
+            return np.eye(len(covariance), dtype=np.float32)
+        values, vectors = np.linalg.eigh((1 - SHRUNKEN) * covariance + SHRUNKEN * variance * np.eye(len(covariance)))
+        return (vectors / np.sqrt(values) @ vectors.T).astype(np.float32)
 
     def match(self, phrase: np.ndarray, delta: float) -> list[int]:
         """The labels that a phrase (384,) can mean, nearest first: at most three, whose squared distance is at most `delta`.

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from evcap.config import RetrievalConfig
+from evcap.qformer import mean_keys
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
 from evcap.uhr.gallery import Gallery
@@ -28,8 +29,9 @@ from evcap.uhr.towers import Tower
 SHARPNESS = 10.0  # of the comparison of labels: a label 0.1 behind in cosine counts for a third
 ROWS = 1024  # tiles of one product
 APART = 0.1  # share in which two places, each as large as a tile, may overlap: what lies on both is one thing
-PLACES = 12  # of a phrase that are looked at again; a count cannot be higher
+PLACES = 16  # of a phrase that are looked at again; a count cannot be higher
 CLOSER, SHIFT = 0.78, 0.25  # side and displacement of the windows of a second look, in sides of the tile: 224 of 288 pixels
+AROUND = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])  # to where they are displaced; corners and the middle add nothing
 
 Way = Literal["fast", "slow", "both"]  # both: the sum of both scores, or the fast one where there is no other
 
@@ -81,27 +83,26 @@ class Retriever:
     def __init__(self, tower: Tower, galleries: Sequence[Gallery], rule: RetrievalConfig):
         self._tower, self._galleries, self.rule = tower, galleries, rule
         self._labels = [tower.read(gallery.labels) for gallery in galleries]
+        read = zip(galleries, self._labels, strict=True)
+        self._stand_ins = [gallery.stand_ins(rule.reduce, labels.numpy()) for gallery, labels in read]
 
     def scores(self, rows: Sequence[np.ndarray] | TileIndex, phrases: Sequence[str]) -> list[Scores]:
         """Scores of the encoded tiles for each phrase. rows: an index, or arrays (n,Q,D) one after the other."""
         sentences = torch.cat([self._tower.read(phrases), *self._labels])
-        prototypes = torch.from_numpy(np.concatenate([np.zeros((0, sentences.shape[1]), np.float32), *self._prototypes]))
-        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, len(prototypes)), np.float32)]
+        labels = len(sentences) - len(phrases)
+        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, labels), np.float32)]
         for part in (queries for _, queries in rows.chunks(ROWS)) if isinstance(rows, TileIndex) else rows:
             queries = torch.from_numpy(part).float()
             texts.append(nearest_query(queries, sentences).numpy())
-            keys = torch.nn.functional.normalize(queries.mean(1), dim=-1)  # as memory keys are made
-            pictures.append((keys @ prototypes.T).numpy())
+            keys = mean_keys(queries).numpy()
+            alike = [g.similarity(keys, rows) for g, rows in zip(self._galleries, self._stand_ins, strict=True)]
+            pictures.append(np.concatenate([keys[:, :0], *alike], axis=1))
         texts, pictures = np.concatenate(texts), np.concatenate(pictures)
         embedded = sentence_embedder()(list(phrases)).numpy()
         return [self._scores(texts, pictures, len(phrases), place, vector) for place, vector in enumerate(embedded)]
 
-    @property
-    def _prototypes(self) -> list[np.ndarray]:
-        return [gallery.prototypes for gallery in self._galleries]
-
     def _scores(self, texts: np.ndarray, pictures: np.ndarray, first: int, place: int, phrase: np.ndarray) -> Scores:
-        """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their prototypes."""
+        """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their pictures."""
         rivals = np.concatenate([[], *(gallery.rivals(phrase, self.rule.delta) for gallery in self._galleries)]).astype(bool)
         fast, start = contrasted(texts[:, place], texts[:, first:][:, rivals]), 0
         for gallery in self._galleries:
@@ -175,9 +176,9 @@ class Retriever:
 
 
 def _windows(box: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(9,4) int64: closer windows at and around the middle of a box, inside the picture."""
+    """(4,4) int64: closer windows left, right, above and below the middle of a box, inside the picture."""
     sides = np.maximum(1, np.rint((box[2:] - box[:2]) * CLOSER)).astype(np.int64)
-    steps = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)]) * SHIFT * (box[2:] - box[:2])
+    steps = AROUND * SHIFT * (box[2:] - box[:2])
     corners = np.rint((box[2:] + box[:2]) / 2 + steps - sides / 2).astype(np.int64)
     corners = np.clip(corners, 0, np.array([width, height]) - sides)
     return np.concatenate([corners, corners + sides], axis=1)
