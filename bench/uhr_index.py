@@ -43,6 +43,7 @@ from evcap.uhr.tiles import BATCH, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
 LOOK = 0.02  # seconds between two looks at a process
+QUESTIONS = ["Is there an airplane?", "How many places with storage tanks are there?"]
 OUTPUT = Path(__file__).parent / "results" / "uhr_index.json"
 
 
@@ -135,14 +136,14 @@ def most_memory(process: int) -> int:
     return int(found[1]) if (found := re.search(r"VmHWM:\s*(\d+) kB", status)) else 0
 
 
-def index_whole(path: Path, question: str) -> dict:
-    """What `evcap index` of a file takes, two questions after it, and one without an index."""
+def index_whole(path: Path, questions: list[str]) -> dict:
+    """What `evcap index` of a file takes, the questions after it, each alone and all together, and one without an index."""
     with tempfile.TemporaryDirectory() as folder:
-        ask = ["ask", str(path), question, "--json", "--index"]
         _, told, figures = run_alone("index", str(path), "--index", f"{folder}/index")
         disk = sum(file.stat().st_blocks * 512 for file in Path(folder, "index").iterdir())
-        figures["questions"] = [answered(*ask, f"{folder}/index") for _ in range(2)]
-        figures["coarse_to_fine"] = answered(*ask, f"{folder}/fresh")
+        figures["questions"] = [answered(path, [question], f"{folder}/index") for question in questions]
+        figures["together"] = answered(path, questions, f"{folder}/index")
+        figures["coarse_to_fine"] = answered(path, questions[:1], f"{folder}/fresh")
     counts = re.search(r"([\d,]+) tiles .*?([\d,]+) empty, of ([\d,]+)", told).groups()
     encoded, empty, tiles = (int(count.replace(",", "")) for count in counts)
     with Raster(path) as raster:
@@ -150,11 +151,13 @@ def index_whole(path: Path, question: str) -> dict:
     return {"size": size, "tiles": tiles, "encoded": encoded, "empty": empty, "index_on_disk_mb": disk / 1e6} | figures
 
 
-def answered(*arguments: str) -> dict:
-    """What an `evcap ask --json` takes, and how many tiles were encoded for it or before, of how many."""
-    printed, _, figures = run_alone(*arguments)
-    reply = json.loads(printed)
-    return figures | {"encoded": reply["tiles"]["encoded"], "tiles": reply["tiles"]["all"], "answer": reply["answer"]}
+def answered(path: Path, questions: list[str], index: str) -> dict:
+    """What one `evcap ask --json` takes as a whole, each answer as it says itself (the first loads the model), and how many
+    tiles were encoded for it or before, of how many."""
+    printed, _, figures = run_alone("ask", str(path), *questions, "--json", "--index", index)
+    replies = [json.loads(line) for line in printed.splitlines()]
+    told = {key: [reply[key] for reply in replies] for key in ("question", "answer", "seconds")}
+    return {"answers": told} | replies[-1]["tiles"] | figures
 
 
 def main(
@@ -162,7 +165,7 @@ def main(
     tiles: Annotated[int, typer.Option(min=BATCH, help="Tiles of a turn of indexing.")] = 160,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each comparison.")] = 7,
     whole: Annotated[list[Path] | None, typer.Option(help="Rasters that are indexed as a whole.")] = None,
-    question: Annotated[str, typer.Option(help="What they are asked.")] = "Is there an airplane?",
+    question: Annotated[list[str], typer.Option(help="What they are asked.")] = QUESTIONS,
     output: Annotated[Path, typer.Option(help="JSON file of the figures.")] = OUTPUT,
 ) -> None:
     tower, console = open_tower(Encoder("embedded").captioner), Console()

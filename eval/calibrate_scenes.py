@@ -1,10 +1,11 @@
 """Choose the thresholds of a preset's `retrieval` on scenes with known content, which must not be those that are scored.
 
-    python data/make_mosaic.py DIR/scenes --data DIR --split train
-    python eval/calibrate_scenes.py eval/configs/scenes-train.yaml --data DIR
+    python data/make_mosaic.py HELD/scenes --data HELD --scenes 5
+    python eval/calibrate_scenes.py eval/configs/scenes-held-out.yaml --data HELD
 
-For each path the level is the lowest at which most questions of presence are answered right: the lowest, because tiles that the
-encoder was trained on score higher for what they show than others will. `slope` is how far the best of n tiles that do not show
+HELD holds out pictures from the encoder of the config (data/hold_out.py): what an encoder was trained on it finds without
+fault, whatever the threshold. For each path the level is that at which most questions of presence are answered right, of equal
+ones those with the smallest error of counts, of these the middle one. `slope` is how far the best of n tiles that do not show
 a phrase rises with ln(n): the mean excess of their scores above the 99th percentile (peaks over threshold, exponential tail).
 Prints the lines for the preset.
 """

@@ -15,7 +15,9 @@ def nearest_query(queries: torch.Tensor, sentences: torch.Tensor) -> torch.Tenso
 
     As BLIP-2's image-text contrast compares (arXiv 2301.12597, section 3.2). The queries need not be of unit length.
     """
-    return (nn.functional.normalize(queries.float(), dim=-1) @ sentences.T).amax(1)
+    queries = queries.float()
+    lengths = queries.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # divided by last: there are fewer cosines than features
+    return ((queries @ sentences.T) / lengths).amax(1)
 
 
 class TextTower:
