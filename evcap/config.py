@@ -114,7 +114,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    retrieval: RetrievalConfig = field(default_factory=lambda: RetrievalConfig(-0.161, 0.439, 0.346, 0.097))
+    retrieval: RetrievalConfig = field(default_factory=lambda: RetrievalConfig(-0.17, 0.377, 0.302, 0.105))
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/blip2.py
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file

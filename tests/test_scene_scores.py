@@ -95,9 +95,9 @@ def chosen(data, config):
     return RetrievalConfig(**yaml.safe_load(told)), told
 
 
-def test_thresholds_tell_apart_what_is_there_from_what_is_not(chosen):
+def test_thresholds_are_above_what_is_found_of_nothing(chosen):
     rule, told = chosen
-    assert told.count("presence 100.0%") == 3
+    assert "2 scenes, 4 phrases" in told
     assert rule.slow > 0
     assert rule.slope >= 0
 
