@@ -100,7 +100,7 @@ class Asked:
         ranked, confidences = texts, softmax(100 * texts)
         if not selected:
             gallery = self.searcher.gallery
-            own = gallery.match(sentence_embedder()([phrase]).numpy()[0], self.searcher.retriever.rule.delta)
+            own = gallery.match(sentence_embedder()([phrase]).numpy()[0])
             if own:
                 keys = np.concatenate([rows.astype(np.float32).mean(1) for rows in queries])
                 ranked = gallery.prototypes[own] @ (keys / np.linalg.norm(keys, axis=1, keepdims=True)).T

@@ -44,7 +44,10 @@ def ask_command(
     json: Annotated[bool, typer.Option("--json", help="Answer with one line of JSON that tells all.")] = False,
     index: Annotated[Path | None, typer.Option(help="Folder of the tile index, in place of IMAGE.evcap.")] = None,
     gallery: Annotated[
-        list[Path] | None, typer.Option(help="Gallery (a memory) to look labels up in, in place of the shipped one; in order.")
+        list[str] | None,
+        typer.Option(
+            help="Gallery (a memory) to look labels up in, FOLDER or FOLDER=DELTA, in place of the shipped one; in order."
+        ),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Tiles to encode where `evcap index` has not been run.")] = 2000,
     phrases_by: Annotated[
@@ -90,7 +93,7 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
     yield from filter(None, lines) if given == ["-"] else given
 
 
-def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[Path]) -> tuple[Analyst, TileIndex]:
+def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
     from evcap.uhr.answer import Analyst
 
     analyst = Analyst.load(preset, memory, galleries)

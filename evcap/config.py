@@ -92,7 +92,6 @@ class RetrievalConfig:
     slow: float
     both: float
     slope: float
-    delta: float = 0.5  # squared distance between a phrase and the labels that it can mean
     reduce: str = "mean"  # which pictures stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
     contexts: int = 5  # places that are described
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from evcap.errors import EvcapError
 from evcap.memory import VisualNameMemory
 from evcap.text import sentence_embedder
-from evcap.uhr.gallery import CLUSTER_DISTANCE, Gallery
+from evcap.uhr.gallery import CLUSTER_DISTANCE, DELTA, Gallery
 
 
-def gallery(names: list[str], images: list[str] | None = None, keys: np.ndarray | None = None) -> Gallery:
+def gallery(names: list[str], images: list[str] | None = None, keys: np.ndarray | None = None, delta: float = DELTA) -> Gallery:
     keys = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32) if keys is None else keys
     images = images or [f"{i}.jpg" for i in range(len(names))]
-    return Gallery(VisualNameMemory.build(keys, names, ["test"] * len(names), images, "any"))
+    return Gallery(VisualNameMemory.build(keys, names, ["test"] * len(names), images, "any"), delta)
 
 
 def embedded(phrase: str) -> np.ndarray:
@@ -37,24 +37,24 @@ LABELS = ["airplane", "boat", "car", "dense residential area", "medium residenti
     ],
 )
 def test_labels_that_a_phrase_means(phrase, expected):
-    found = gallery(LABELS)
-    assert [found.labels[i] for i in found.match(embedded(phrase), 0.51)] == expected
+    found = gallery(LABELS, delta=0.51)
+    assert [found.labels[i] for i in found.match(embedded(phrase))] == expected
 
 
 def test_delta_is_a_squared_distance_that_is_still_inside():
     found = gallery(LABELS)
     phrase = embedded("vehicles")
     distance = float(((found.texts[found.labels.index("car")] - phrase) ** 2).sum())
-    assert found.match(phrase, distance + 1e-3) == [found.labels.index("car")]
-    assert found.match(phrase, distance - 1e-3) == []  # embeddings are kept in half precision
+    assert gallery(LABELS, delta=distance + 1e-3).match(phrase) == [found.labels.index("car")]
+    assert gallery(LABELS, delta=distance - 1e-3).match(phrase) == []  # embeddings are kept in half precision
 
 
 def test_labels_that_share_pictures_are_no_rivals():
     names = ["harbor"] * 4 + ["boat"] * 2 + ["forest"] * 2
     found = gallery(names, ["1", "2", "3", "4", "1", "2", "5", "6"])
-    rivals = dict(zip(found.labels, found.rivals(embedded("boats"), 0.5), strict=True))
+    rivals = dict(zip(found.labels, found.rivals(embedded("boats")), strict=True))
     assert rivals == {"harbor": False, "boat": False, "forest": True}
-    assert gallery(names, list("12345678")).rivals(embedded("boats"), 0.5).tolist() == [True, False, True]
+    assert gallery(names, list("12345678")).rivals(embedded("boats")).tolist() == [True, False, True]
 
 
 def test_similarity_is_the_mahalanobis_cosine():

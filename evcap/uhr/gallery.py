@@ -15,6 +15,7 @@ from evcap.features import cached_sentences
 from evcap.memory import VisualNameMemory
 
 REDUCERS = ("mean", "cluster", "rerank")
+DELTA = 0.5
 SAME = 0.25  # squared distance below which a phrase is a label's name: "airplanes" is 0.22 from "airplane"
 NEIGHBOURS = 3  # labels that one phrase can mean, as in ImageRAG
 CLUSTER_DISTANCE, CLUSTER_FEWEST = 0.3, 2  # DBSCAN's, on unit vectors, as in ImageRAG
@@ -24,12 +25,16 @@ SHARED = 0.1  # of a label's pictures: labels that share so many are seen togeth
 
 
 class Gallery:
-    """labels: the names of a memory, in the order of their first entries; each has a text embedding and a prototype."""
+    """labels: the names of a memory, in the order of their first entries; each has a text embedding and a prototype.
 
-    def __init__(self, memory: VisualNameMemory):
+    delta: squared distance within which a phrase means a label. Of unit vectors it is 2 - 2 x cosine, so 0.5 is a cosine of
+    0.75 (ImageRAG's thresholds are such distances too, one for each gallery).
+    """
+
+    def __init__(self, memory: VisualNameMemory, delta: float = DELTA):
         if not len(memory):
             raise EvcapError("the gallery holds no pictures; build one with memory/build_gallery.py")
-        self.memory = memory
+        self.memory, self.delta = memory, delta
         places = defaultdict(list)
         for place, name in enumerate(memory.names):
             places[name].append(place)
@@ -82,29 +87,26 @@ class Gallery:
         values, vectors = np.linalg.eigh((1 - SHRUNKEN) * covariance + SHRUNKEN * variance * np.eye(len(covariance)))
         return (vectors / np.sqrt(values) @ vectors.T).astype(np.float32)
 
-    def match(self, phrase: np.ndarray, delta: float) -> list[int]:
+    def match(self, phrase: np.ndarray) -> list[int]:
         """The labels that a phrase (384,) can mean, nearest first: at most three, whose squared distance is at most `delta`.
 
-        Of unit vectors the squared distance is 2 - 2 x cosine, so 0.5 means a cosine of 0.75 (ImageRAG's thresholds are such
-        distances too). A phrase that is a label's own name, or its plural, means that one only: not the other two kinds of
-        "residential area".
+        A phrase that is a label's own name, or its plural, means that one only: not the other two kinds of "residential area".
         """
         distance = self._distance(phrase)
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        return [int(label) for label in nearest if distance[label] <= self._reach(distance, delta)]
+        return [int(label) for label in nearest if distance[label] <= self._reach(distance)]
 
     def _distance(self, phrase: np.ndarray) -> np.ndarray:
         return 2 - 2 * self.texts @ phrase
 
-    @staticmethod
-    def _reach(distance: np.ndarray, delta: float) -> float:
-        return min(delta, SAME) if distance.min() <= SAME else delta
+    def _reach(self, distance: np.ndarray) -> float:
+        return min(self.delta, SAME) if distance.min() <= SAME else self.delta
 
-    def rivals(self, phrase: np.ndarray, delta: float) -> np.ndarray:
+    def rivals(self, phrase: np.ndarray) -> np.ndarray:
         """(L,) bool: the labels that a tile of this phrase is not expected to show: not those it can mean, nor those of which
         the gallery says that they are seen together with them."""
         distance = self._distance(phrase)
-        own = distance <= self._reach(distance, delta)
+        own = distance <= self._reach(distance)
         together = self._together[own].any(0) if own.any() else np.zeros(len(self.labels), bool)
         return ~(own | together)
 

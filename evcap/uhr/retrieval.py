@@ -89,13 +89,13 @@ class Retriever:
     def scores(self, rows: Sequence[np.ndarray] | TileIndex, phrases: Sequence[str]) -> list[Scores]:
         """Scores of the encoded tiles for each phrase. rows: an index, or arrays (n,Q,D) one after the other."""
         sentences = torch.cat([self._tower.read(phrases), *self._labels])
-        labels = len(sentences) - len(phrases)
-        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, labels), np.float32)]
+        count = len(sentences) - len(phrases)  # of labels
+        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, count), np.float32)]
         for part in (queries for _, queries in rows.chunks(ROWS)) if isinstance(rows, TileIndex) else rows:
             queries = torch.from_numpy(part).float()
             texts.append(nearest_query(queries, sentences).numpy())
             keys = mean_keys(queries).numpy()
-            alike = [g.similarity(keys, rows) for g, rows in zip(self._galleries, self._stand_ins, strict=True)]
+            alike = [gallery.similarity(keys, labels) for gallery, labels in zip(self._galleries, self._stand_ins, strict=True)]
             pictures.append(np.concatenate([keys[:, :0], *alike], axis=1))
         texts, pictures = np.concatenate(texts), np.concatenate(pictures)
         embedded = sentence_embedder()(list(phrases)).numpy()
@@ -103,14 +103,14 @@ class Retriever:
 
     def _scores(self, texts: np.ndarray, pictures: np.ndarray, first: int, place: int, phrase: np.ndarray) -> Scores:
         """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their pictures."""
-        rivals = np.concatenate([[], *(gallery.rivals(phrase, self.rule.delta) for gallery in self._galleries)]).astype(bool)
+        rivals = np.concatenate([[], *(gallery.rivals(phrase) for gallery in self._galleries)]).astype(bool)
         fast, start = contrasted(texts[:, place], texts[:, first:][:, rivals]), 0
         for gallery in self._galleries:
-            own = gallery.match(phrase, self.rule.delta)
+            own = gallery.match(phrase)
             here = pictures[:, start : start + len(gallery.labels)]
             if own:
                 best = here[:, own].max(1)
-                return Scores(fast, best + contrasted(best, here[:, gallery.rivals(phrase, self.rule.delta)]))
+                return Scores(fast, best + contrasted(best, here[:, gallery.rivals(phrase)]))
             start += len(gallery.labels)
         return Scores(fast, None)
 
