@@ -12,6 +12,8 @@ from PIL import Image
 
 from evcap import cli_ask
 from evcap.errors import EvcapError
+from evcap.memory import VisualNameMemory
+from evcap.uhr import answer
 from evcap.uhr.answer import Analyst
 from evcap.uhr.raster import Raster
 
@@ -107,9 +109,6 @@ def test_open_questions_get_one_line(asked, city):
 
 
 def test_galleries_are_asked_in_order_each_with_its_own_distance(monkeypatch, tmp_path):
-    from evcap.memory import VisualNameMemory
-    from evcap.uhr import answer
-
     opened = []
     monkeypatch.setattr(VisualNameMemory, "open", lambda folder, encoder: opened.append(str(folder)) or ["entry"])
     monkeypatch.setattr(answer, "Gallery", lambda memory, delta=None: delta)
