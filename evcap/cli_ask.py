@@ -64,7 +64,7 @@ def ask_command(
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
-    failed = 0
+    failed, overview = 0, None
     with opened(image) as raster:
         load = cache(partial(_load, raster, index or default_folder(image), preset, memory, gallery or ()))
         for text in _questions(question):
@@ -72,7 +72,8 @@ def ask_command(
             try:
                 asked = _analysed(text, phrases_by, endpoint, endpoint_model, choice or (), load)
                 analyst, tiles = load()
-                answer = analyst.ask(tiles, asked, budget=budget, quiet=quiet)
+                answer = analyst.ask(tiles, asked, budget, quiet, overview)
+                overview = answer.evidence[0]
             except EvcapError as error:
                 if not several:
                     raise

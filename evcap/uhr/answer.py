@@ -98,9 +98,17 @@ class Analyst:
         plan = make_plan(name, raster.width, raster.height, **options)
         return TileIndex.open(folder, raster, plan, self.tower.encoder_fingerprint, self.tower.shape)
 
-    def ask(self, index: TileIndex, question: Question, budget: int = BUDGET, quiet: bool = True) -> Answer:
+    def ask(
+        self,
+        index: TileIndex,
+        question: Question,
+        budget: int = BUDGET,
+        quiet: bool = True,
+        overview: Evidence | None = None,
+    ) -> Answer:
         """Answer a question about the raster of an index, which is filled where that looks promising if it is not complete.
 
+        overview: that of an earlier answer about the same picture, which then is not captioned again.
         The likeliest of its choices, if it has some; of one that names nothing from the overview alone.
         Raises EvcapError for another question that names nothing, and when the picture cannot be read.
         """
@@ -116,7 +124,7 @@ class Analyst:
         sure = [[place for place in places if place.sure] for places in found]
         # what is counted is shown, all of it
         described = sum(sure, []) if question.kind == "count" else _best(sure, self.retriever.rule.contexts)
-        evidence = self._describe(index.raster, described)
+        evidence = self._describe(index.raster, described, overview)
         counts = [len(places) for places in sure]
         if question.choices:
             text = self._reader.choose(question, evidence, index.raster)
@@ -154,17 +162,18 @@ class Analyst:
 
             fill_promising(index, self.tower, promising, budget, quiet=quiet)
 
-    def _describe(self, raster: Raster, places: Sequence[Place]) -> list[Evidence]:
-        """The overview and the places, captioned."""
+    def _describe(self, raster: Raster, places: Sequence[Place], overview: Evidence | None = None) -> list[Evidence]:
+        """The overview, unless it is there already, and the places, captioned."""
         side = 2 * self.captioner.preset.vision.image_size
-        pictures = [_overview(raster, self.captioner), *(_part(raster, place.box, side) for place in places)]
-        whole = Evidence((0, 0, raster.width, raster.height), 1.0, "", path="overview")
-        boxes = [whole, *(Evidence(p.box, p.score, "", path=p.path, phrase=p.phrase) for p in places)]
-        said = self.captioner.caption(pictures)
-        return [
+        items = [Evidence(p.box, p.score, "", path=p.path, phrase=p.phrase) for p in places]
+        if overview is None:
+            items.insert(0, Evidence((0, 0, raster.width, raster.height), 1.0, "", path="overview"))
+        said = self.captioner.caption([_part(raster, item.box, side) for item in items]) if items else []
+        captioned = [
             replace(item, caption=caption.caption, names=[(hit.name, hit.similarity) for hit in caption.names])
-            for item, caption in zip(boxes, said, strict=True)
+            for item, caption in zip(items, said, strict=True)
         ]
+        return captioned if overview is None else [overview, *captioned]
 
     @staticmethod
     def _answer(index: TileIndex, text: str, places: Sequence[Place], evidence: list[Evidence], count: int | None) -> Answer:
