@@ -49,12 +49,11 @@ def main(
         scene = read_scene(path)
         with Raster(path.with_name(scene.image)) as raster:
             index = whole_index(raster, searcher.tower, config.plan, quiet)
-            for question in (q for q in scene.questions if q.answer is False):
-                phrase = analyse(question.question).phrases[:1]
-                excess.append(mean_excess(searcher.retriever.scores(index, phrase)[0].of("both")))
-                tiles.append(len(index.numbers()))
-                for way in PATHS:
-                    best[way].append(searcher.retriever.find(index, phrase, way)[0][0].score)
+            absent = [analyse(question.question).phrases[0] for question in scene.questions if question.answer is False]
+            excess += [mean_excess(scores.of("both")) for scores in searcher.retriever.scores(index, absent)]
+            tiles += [len(index.numbers())] * len(absent)
+            for way in PATHS:
+                best[way] += [places[0].score for places in searcher.retriever.find(index, absent, way)]
     slope = float(np.mean(excess))
     print(f"# {len(paths)} scenes, {len(tiles)} phrases that are nowhere in them")
     for way in PATHS:

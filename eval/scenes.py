@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
+from evcap.qformer import mean_keys
 from evcap.results import write_whole
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
@@ -102,8 +103,8 @@ class Asked:
             gallery = self.searcher.gallery
             own = gallery.match(sentence_embedder()([phrase]).numpy()[0])
             if own:
-                keys = np.concatenate([rows.astype(np.float32).mean(1) for rows in queries])
-                ranked = gallery.prototypes[own] @ (keys / np.linalg.norm(keys, axis=1, keepdims=True)).T
+                keys = np.concatenate([mean_keys(torch.from_numpy(rows)).numpy() for rows in queries])
+                ranked = gallery.prototypes[own] @ keys.T
                 confidences = softmax(100 * ranked)
         order = np.argsort(-confidences.max(0), kind="stable")[: max(RANKS)]
         return Found(boxes[order], len({tile for tile, _ in selected}))

@@ -56,18 +56,23 @@ class Gallery:
         return _unit(np.stack([self.keys(label).mean(0) for label in self.labels]))
 
     def similarity(self, keys: np.ndarray, stand_ins: np.ndarray) -> np.ndarray:
-        """(n,L) float32: how much tiles with these keys (n,D) look like what stands for each label (L,D): cosines, from the
-        middle of all labels, in the space where the pictures of a label spread alike in all directions (Fisher 1936).
+        """(n,L) float32: how much tiles with these keys (n,D) look like what stands for each label (`stand_ins`): cosines, from
+        the middle of all labels, in the space where the pictures of a label spread alike in all directions (Fisher 1936).
 
         Of plain cosines most is light, season and sharpness, in which the pictures of a label differ as well.
         """
-        tiles, labels = (_unit((rows - self._centre) @ self._whitening) for rows in (keys, stand_ins))
-        return tiles @ labels.T
+        return self._whitened(keys) @ stand_ins.T
 
     def stand_ins(self, how: str, phrases: np.ndarray | None = None) -> np.ndarray:
-        """(L,D) float32 unit vectors, one for each label, see `reduce`. phrases (L,D): the labels, read by the tower."""
+        """(L,D) float32 unit vectors, one for each label, see `reduce`, in the space of `similarity`.
+
+        phrases (L,D): the labels, read by the tower.
+        """
         rows = [None] * len(self.labels) if phrases is None else phrases
-        return np.stack([self.reduce(label, how, row) for label, row in enumerate(rows)])
+        return self._whitened(np.stack([self.reduce(label, how, row) for label, row in enumerate(rows)]))
+
+    def _whitened(self, rows: np.ndarray) -> np.ndarray:
+        return _unit((rows - self._centre) @ self._whitening)
 
     @cached_property
     def _centre(self) -> np.ndarray:

@@ -103,14 +103,14 @@ class Retriever:
 
     def _scores(self, texts: np.ndarray, pictures: np.ndarray, first: int, place: int, phrase: np.ndarray) -> Scores:
         """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their pictures."""
-        rivals = np.concatenate([[], *(gallery.rivals(phrase) for gallery in self._galleries)]).astype(bool)
-        fast, start = contrasted(texts[:, place], texts[:, first:][:, rivals]), 0
-        for gallery in self._galleries:
+        rivals = [gallery.rivals(phrase) for gallery in self._galleries]
+        fast, start = contrasted(texts[:, place], texts[:, first:][:, np.concatenate([[], *rivals]).astype(bool)]), 0
+        for gallery, others in zip(self._galleries, rivals, strict=True):
             own = gallery.match(phrase)
             here = pictures[:, start : start + len(gallery.labels)]
             if own:
                 best = here[:, own].max(1)
-                return Scores(fast, best + contrasted(best, here[:, gallery.rivals(phrase)]))
+                return Scores(fast, best + contrasted(best, here[:, others]))
             start += len(gallery.labels)
         return Scores(fast, None)
 
