@@ -3,7 +3,7 @@
     python data/hold_out.py HELD --data DIR
 
 HELD is DIR, by links, but for HELD/ucm: a fifth of each scene's train pictures are its val split, the others its train split.
-The val split of DIR is in neither. Thresholds for what a model has not seen are chosen on such pictures (docs/big-images.md).
+The val split of DIR is in neither. How tiles are compared was chosen on such pictures (docs/big-images.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Writes test scenes: large georeferenced pictures made of small labelled ones, with a JSON file each that tells what is where.
 
     python data/make_mosaic.py SCENES --data DIR                                # 7 scenes of 10,000 x 10,000 pixels
-    python data/make_mosaic.py HELD/scenes --data HELD --scenes 5               # others, of data/hold_out.py
+    python data/make_mosaic.py HELD/scenes --data HELD --scenes 5               # of tiles held out by data/hold_out.py
+    python data/make_mosaic.py SCENES --data DIR --split train --scenes 4       # to choose thresholds on
     python data/make_mosaic.py SCENES --data DIR --scenes 1 --size 100000 --sparse 2000
 
 Each scene holds `planted` tiles of the split, of five classes, among train tiles of other classes and crops of the photos in
