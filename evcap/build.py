@@ -16,6 +16,7 @@ from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
 from evcap.language import LanguageModel
+from evcap.precision import computes_bfloat16
 from evcap.weights import (
     MINILM_TOKENIZER,
     MINILM_WEIGHTS,
@@ -76,9 +77,11 @@ def _precision(name: str) -> dict:
     return {"quantization_config": BitsAndBytesConfig(**settings), "dtype": dtype}
 
 
-def training_precision(preset: Preset) -> str:
-    """Of the frozen language model while others learn through it: bfloat16, or the preset's 8 or 4 bits."""
-    return preset.language.precision if preset.language.precision in QUANTIZED else "bfloat16"
+def training_precision(preset: Preset, device: torch.device) -> str:
+    """Of the frozen language model while others learn through it: the preset's 8 or 4 bits, or bfloat16 where that is fast."""
+    if preset.language.precision in QUANTIZED:
+        return preset.language.precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def _first_sentence(error: Exception) -> str:

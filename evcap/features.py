@@ -18,6 +18,7 @@ from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.images import open_image, to_tensor
 from evcap.memory import VisualNameMemory
+from evcap.precision import bfloat16_where_fast
 from evcap.results import write_whole
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
@@ -85,8 +86,7 @@ def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
 
 def _half(model: EVCap):
     """bfloat16 for the small tower's features; BLIP-2's are computed in the tower's own precision."""
-    device = model.projection.weight.device.type
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=not model.preset.blip2)
+    return bfloat16_where_fast(model.projection.weight.device, enabled=not model.preset.blip2)
 
 
 def _looker(

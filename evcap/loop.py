@@ -18,16 +18,18 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
+from evcap.build import pick_device
 from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.errors import EvcapError
 from evcap.features import Share
+from evcap.precision import computes_bfloat16
 from evcap.training import RunFolder, parameter_groups
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class TrainingLoop:
-    """AdamW steps of one run through accelerate in bf16, resumed where its folder stopped.
+    """AdamW steps of one run through accelerate in bf16 where that is fast, resumed where its folder stopped.
 
     config: a recipe's dataclass with output, seed, epochs, max_steps, batch, accumulate, learning_rate, weight_decay, warmup,
     validate and checkpoint_minutes. Raises EvcapError when the output folder holds a run with other settings, and from
@@ -36,7 +38,8 @@ class TrainingLoop:
 
     def __init__(self, config, quiet: bool):
         self.config = config
-        self.accelerator = Accelerator(mixed_precision="bf16", log_with="tensorboard", project_dir=config.output)
+        precision = "bf16" if computes_bfloat16(pick_device()) else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=config.output)
         use_all_cores(self.accelerator)
         torch.manual_seed(config.seed)
         self.quiet = quiet or not self.accelerator.is_main_process

@@ -108,7 +108,8 @@ def test_gradients_pass_through_8_bits(tmp_path):
     vectors, gradients = torch.randn(2, 4, 64), []
     paper = load_preset("evcap-vicuna-13b")
     precisions = [dataclasses.replace(paper.language, precision=name) for name in ("8bit", "4bit", "float16")]
-    assert [training_precision(dataclasses.replace(paper, language=p)) for p in precisions] == ["8bit", "4bit", "bfloat16"]
+    presets = [dataclasses.replace(paper, language=p) for p in precisions]
+    assert [training_precision(p, torch.device("cuda")) for p in presets] == ["8bit", "4bit", "bfloat16"]
     for form in ("8bit", "float32"):
         given, language = vectors.clone().requires_grad_(), build_language(config, form, CPU)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "8bit"):

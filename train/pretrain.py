@@ -29,6 +29,7 @@ from evcap.datasets import CaptionedImage
 from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
 from evcap.metrics import cider
+from evcap.precision import bfloat16_where_fast
 from evcap.similarity import TextTower, nearest_query
 from evcap.text import clean_caption, content_words
 from evcap.training import read_split
@@ -144,7 +145,7 @@ def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
     predictions, features, device = {}, [], model.projection.weight.device
     for start in range(0, len(records), 40):
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with bfloat16_where_fast(device):
             patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float().to(device)
             queries = model.query_features(patches)
             if captioning:
@@ -176,7 +177,7 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
+    model = build_model(preset, config.start_from, training_precision(preset, accelerator.device), accelerator.device)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     plain = cached_patches(model, records, data, False, quiet, loop.share)

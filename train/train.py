@@ -32,6 +32,7 @@ from evcap.features import cached_names, cached_queries
 from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
+from evcap.precision import bfloat16_where_fast
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
 from evcap.text import SentenceEmbedder, clean_caption
@@ -95,7 +96,7 @@ class Trainer(nn.Module):
 def validate(captioner: Captioner, config: Config, queries: torch.Tensor, records) -> float:
     """CIDEr of beam-3 captions with the memory, from Q (N,32,W) float32."""
     captioner.model.eval()
-    with torch.autocast(captioner.device.type, dtype=torch.bfloat16):
+    with bfloat16_where_fast(captioner.device):
         captions = captioner.caption_features(queries, beams=3, max_length=24, batch_size=40)
     to_training(captioner.model, config)
     predictions = {i: c.caption for i, c in enumerate(captions)}
@@ -144,7 +145,7 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, training_precision(preset), accelerator.device)
+    model = build_model(preset, config.start_from, training_precision(preset, accelerator.device), accelerator.device)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from evcap.errors import EvcapError
+from evcap.precision import bfloat16_where_fast
 from evcap.predictor import Captioner
 from evcap.similarity import TextTower
 from evcap.weights import fingerprint
@@ -47,8 +48,8 @@ class QueryTower:
         self.encoder_fingerprint = captioner.encoder_fingerprint
 
     def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
-        # in bfloat16, 2.7 times as fast on CPUs; captions are made in the model's own precision
-        with torch.autocast(self._captioner.device.type, dtype=torch.bfloat16):
+        # 2.2 times as fast where CPUs have bfloat16
+        with bfloat16_where_fast(self._captioner.device):
             return self._captioner.query_features(images, batch_size).float()
 
 
