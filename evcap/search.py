@@ -22,13 +22,13 @@ class SharedPromptCache(Cache):
 
     def __init__(self, layers: int):
         super().__init__(layers=[])
-        self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B,H,P,D) twice
+        self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (B,H,D,P), as attention takes keys, and (B,H,P,D)
         self.tokens: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers  # per layer (B*beams,H,t,D) twice
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *args, **kwargs):
         if layer == len(self.prompt):
-            self.prompt.append((key, value))
-            return (key, None), (value, None)
+            self.prompt.append((key.transpose(-1, -2).contiguous(), value))
+            return (self.prompt[layer][0], None), (value, None)
         if self.tokens[layer] is not None:
             old_key, old_value = self.tokens[layer]
             key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
@@ -38,7 +38,7 @@ class SharedPromptCache(Cache):
     def get_seq_length(self, layer: int = 0) -> int:
         if not self.prompt:
             return 0
-        return self.prompt[0][0].shape[2] + (self.tokens[0][0].shape[2] if self.tokens[0] is not None else 0)
+        return self.prompt[0][1].shape[2] + (self.tokens[0][0].shape[2] if self.tokens[0] is not None else 0)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row i of the generated part becomes the old row rows[i]; the prompt part never moves."""
@@ -48,20 +48,20 @@ class SharedPromptCache(Cache):
 def shared_prompt_attention(module, query, keys, values, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention over a shared prompt and each beam's own tokens, grouped-query heads not copied.
 
-    query (R,Hq,T,D); keys and values = (prompt part (B,Hk,P,D), beam part (R,Hk,t,D) or None); attention_mask is
-    additive over P for the prompt part, (B,1,T,P) while the prompt runs and (B,1,1,P) afterwards.
+    query (R,Hq,T,D); keys = (prompt part (B,Hk,D,P), beam part (R,Hk,t,D) or None), values = (B,Hk,P,D and the same);
+    attention_mask is additive over P for the prompt part, (B,1,T,P) while the prompt runs and (B,1,1,P) afterwards.
     """
     (prompt_key, own_key), (prompt_value, own_value) = keys, values
-    batch, groups, _, width = prompt_key.shape
+    batch, groups, width, length = prompt_key.shape
     if own_key is None:
         query = query.unflatten(1, (groups, -1))
-        scores = query @ prompt_key.transpose(-1, -2).unsqueeze(2) * scaling + attention_mask.unsqueeze(2)
+        scores = query @ prompt_key.unsqueeze(2) * scaling + attention_mask.unsqueeze(2)
         out = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ prompt_value.unsqueeze(2)
         return out.flatten(1, 2).transpose(1, 2), None
     rows, heads = query.shape[:2]
     beams, shared = rows // batch, heads // groups
     grouped = query.reshape(batch, beams, groups, shared, width).transpose(1, 2).reshape(batch, groups, -1, width)
-    to_prompt = grouped @ prompt_key.transpose(-1, -2) * scaling + attention_mask
+    to_prompt = grouped @ prompt_key * scaling + attention_mask
     own_query = query.reshape(rows, groups, shared, width)
     to_own = own_query @ own_key.transpose(-1, -2) * scaling
 
@@ -69,7 +69,7 @@ def shared_prompt_attention(module, query, keys, values, attention_mask, scaling
         return x.reshape(batch, groups, beams, shared, -1).transpose(1, 2).reshape(rows, groups, shared, -1)
 
     weights = torch.cat([per_row(to_prompt), to_own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    on_prompt, on_own = weights.split([prompt_key.shape[2], own_key.shape[2]], dim=-1)
+    on_prompt, on_own = weights.split([length, own_key.shape[2]], dim=-1)
     on_prompt = on_prompt.reshape(batch, beams, groups, shared, -1).transpose(1, 2).flatten(2, 3)
     out = per_row(on_prompt @ prompt_value) + on_own @ own_value
     return out.reshape(rows, 1, heads, width), None
