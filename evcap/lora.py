@@ -25,6 +25,8 @@ class LoraLinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.scale:  # `without_lora`
+            return self.base(x)
         low = nn.functional.linear(x, self.down.to(x.dtype))
         return self.base(x) + nn.functional.linear(low, self.up.to(x.dtype) * self.scale)
 

@@ -74,11 +74,13 @@ class Captioner:
         trained: str | Path | None = None,
         device: str | None = None,
         merged: bool = True,
+        precision: str | None = None,
     ) -> Captioner:
         """Open a preset's trained tensors and its memory, or others in their place.
 
         merged: False keeps adapters apart from the language model's weights, which then can answer without them, too.
         device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
+        precision: of the language model, in place of the preset's.
         The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
@@ -86,7 +88,7 @@ class Captioner:
         if settings.assets is None and (trained is None or memory is None):
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
         assets = assets_folder(preset, settings)
-        model = build_model(settings, trained or assets / "trained.safetensors", device=pick_device(device))
+        model = build_model(settings, trained or assets / "trained.safetensors", precision, pick_device(device))
         if merged:
             model.language.merge()
         captioner = cls(model)
