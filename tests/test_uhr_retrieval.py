@@ -117,6 +117,27 @@ def test_scores_do_not_depend_on_how_tiles_are_cut_into_parts(painted):
         assert np.allclose(a.slow, b.slow, atol=1e-6)
 
 
+def test_what_labels_say_of_an_index_is_kept_until_it_grows(painted, monkeypatch):
+    index = painted({(40, 40, 72, 72): "fire", (150, 100, 182, 132): "water"})
+    everything, half = index.states.copy(), index.numbers()[::2]
+    index.states[half] = 0
+    retriever, compared = Retriever(ColourTower(), [colour_gallery(*COLOURS)], RULE), []
+    similarity = Gallery.similarity
+    monkeypatch.setattr(Gallery, "similarity", lambda *given: compared.append(len(given[1])) or similarity(*given))
+    retriever.scores(index, ["fire"])
+    counts = [len(index.numbers())]
+    for _ in range(2):
+        retriever.scores(index, ["water"])
+    assert sum(compared) == sum(counts)
+    index.states[:] = everything
+    grown = retriever.scores(index, ["fire", "water"])
+    assert sum(compared) == sum([*counts, len(everything)])
+    anew = Retriever(ColourTower(), [colour_gallery(*COLOURS)], RULE).scores(index, ["fire", "water"])
+    for kept, fresh in zip(grown, anew, strict=True):
+        assert np.array_equal(kept.fast, fresh.fast)
+        assert np.array_equal(kept.slow, fresh.slow)
+
+
 def test_thresholds_grow_with_the_logarithm_of_the_tiles():
     retriever = Retriever(ColourTower(), [], RetrievalConfig(fast=-0.1, slow=0.0, both=0.0, slope=0.05))
     assert retriever.threshold("fast", 1000) == pytest.approx(-0.1)

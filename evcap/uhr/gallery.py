@@ -9,6 +9,7 @@ from collections import defaultdict
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from evcap.errors import EvcapError
 from evcap.features import cached_sentences
@@ -61,7 +62,7 @@ class Gallery:
 
         Of plain cosines most is light, season and sharpness, in which the pictures of a label differ as well.
         """
-        return self._whitened(keys) @ stand_ins.T
+        return _product(self._whitened(keys), stand_ins.T)
 
     def stand_ins(self, how: str, phrases: np.ndarray | None = None) -> np.ndarray:
         """(L,D) float32 unit vectors, one for each label, see `reduce`, in the space of `similarity`.
@@ -72,7 +73,7 @@ class Gallery:
         return self._whitened(np.stack([self.reduce(label, how, row) for label, row in enumerate(rows)]))
 
     def _whitened(self, rows: np.ndarray) -> np.ndarray:
-        return _unit((rows - self._centre) @ self._whitening)
+        return _unit(_product(rows - self._centre, self._whitening))
 
     @cached_property
     def _centre(self) -> np.ndarray:
@@ -160,3 +161,8 @@ def _largest_cluster(keys: np.ndarray) -> np.ndarray:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """By torch, as all products around it: in turn with NumPy's the threads of either library wait for the other's."""
+    return (torch.from_numpy(rows) @ torch.from_numpy(columns)).numpy()

@@ -8,8 +8,10 @@ else it may show (`contrasted`), thresholds grow with the number of tiles, and w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -27,7 +29,7 @@ from evcap.uhr.tiles import TileIndex
 from evcap.uhr.towers import Tower
 
 SHARPNESS = 10.0  # of the comparison of labels: a label 0.1 behind in cosine counts for a third
-ROWS = 1024  # tiles of one product
+ROWS = 256  # tiles of one product: what stays in the cache
 APART = 0.1  # share in which two places, each as large as a tile, may overlap: what lies on both is one thing
 PLACES = 16  # of a phrase that are looked at again; a count cannot be higher
 CLOSER, SHIFT = 0.78, 0.25  # side and displacement of the windows of a second look, in sides of the tile: 224 of 288 pixels
@@ -82,29 +84,43 @@ class Retriever:
 
     def __init__(self, tower: Tower, galleries: Sequence[Gallery], rule: RetrievalConfig):
         self._tower, self._galleries, self.rule = tower, galleries, rule
-        self._labels = [tower.read(gallery.labels) for gallery in galleries]
-        read = zip(galleries, self._labels, strict=True)
-        self._stand_ins = [gallery.stand_ins(rule.reduce, labels.numpy()) for gallery, labels in read]
+        labels = [tower.read(gallery.labels) for gallery in galleries]
+        self._labels = torch.cat([torch.zeros(0, tower.shape[1]), *labels])
+        read = zip(galleries, labels, strict=True)
+        self._stand_ins = [gallery.stand_ins(rule.reduce, texts.numpy()) for gallery, texts in read]
+        self._kept: tuple[TileIndex, int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def scores(self, rows: Sequence[np.ndarray] | TileIndex, phrases: Sequence[str]) -> list[Scores]:
         """Scores of the encoded tiles for each phrase. rows: an index, or arrays (n,Q,D) one after the other."""
-        sentences = torch.cat([self._tower.read(phrases), *self._labels])
-        count = len(sentences) - len(phrases)  # of labels
-        texts, pictures = [np.zeros((0, len(sentences)), np.float32)], [np.zeros((0, count), np.float32)]
-        for part in (queries for _, queries in rows.chunks(ROWS)) if isinstance(rows, TileIndex) else rows:
-            queries = torch.from_numpy(part).float()
-            texts.append(nearest_query(queries, sentences).numpy())
-            keys = mean_keys(queries).numpy()
-            alike = [gallery.similarity(keys, labels) for gallery, labels in zip(self._galleries, self._stand_ins, strict=True)]
-            pictures.append(np.concatenate([keys[:, :0], *alike], axis=1))
-        texts, pictures = np.concatenate(texts), np.concatenate(pictures)
+        asked = self._tower.read(phrases)
+        own = _of_each(rows, len(phrases), lambda queries: nearest_query(queries, asked).numpy())
+        texts, pictures = self._of_labels(rows)
         embedded = sentence_embedder()(list(phrases)).numpy()
-        return [self._scores(texts, pictures, len(phrases), place, vector) for place, vector in enumerate(embedded)]
+        return [self._scores(own[:, place], texts, pictures, vector) for place, vector in enumerate(embedded)]
 
-    def _scores(self, texts: np.ndarray, pictures: np.ndarray, first: int, place: int, phrase: np.ndarray) -> Scores:
-        """texts: cosines of all phrases, `first` of them, and then of the galleries' labels; pictures: of their pictures."""
+    def _of_labels(self, rows: Sequence[np.ndarray] | TileIndex) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines of tiles with the galleries' labels, and with their pictures, (n,L) float32 both. Those of an index are kept:
+        they are the same for the next question."""
+        if not isinstance(rows, TileIndex):
+            return self._compared(rows)
+        encoded = len(rows.numbers())
+        if self._kept is None or self._kept[:2] != (rows, encoded):
+            self._kept = rows, encoded, self._compared(rows)
+        return self._kept[2]
+
+    def _compared(self, rows: Sequence[np.ndarray] | TileIndex) -> tuple[np.ndarray, np.ndarray]:
+        def compare(queries: torch.Tensor) -> np.ndarray:
+            keys, read = mean_keys(queries).numpy(), zip(self._galleries, self._stand_ins, strict=True)
+            alike = [gallery.similarity(keys, stand_ins) for gallery, stand_ins in read]
+            return np.concatenate([nearest_query(queries, self._labels).numpy(), *alike], axis=1)
+
+        every = _of_each(rows, 2 * len(self._labels), compare)
+        return every[:, : len(self._labels)], every[:, len(self._labels) :]
+
+    def _scores(self, own_text: np.ndarray, texts: np.ndarray, pictures: np.ndarray, phrase: np.ndarray) -> Scores:
+        """own_text (n,): cosines of the phrase; texts, pictures (n,L): of the labels and of their pictures."""
         rivals = [gallery.rivals(phrase) for gallery in self._galleries]
-        fast, start = contrasted(texts[:, place], texts[:, first:][:, np.concatenate([[], *rivals]).astype(bool)]), 0
+        fast, start = contrasted(own_text, texts[:, np.concatenate([[], *rivals]).astype(bool)]), 0
         for gallery, others in zip(self._galleries, rivals, strict=True):
             own = gallery.match(phrase)
             here = pictures[:, start : start + len(gallery.labels)]
@@ -167,12 +183,28 @@ class Retriever:
 
     def _looked(self, raster: Raster, windows: np.ndarray, batch: int = 16) -> Sequence[np.ndarray]:
         side = self._tower.image_size
-        pictures = []
-        for box in windows.tolist():
-            size = tuple(min(side, box[i + 2] - box[i]) for i in (0, 1))
-            pictures.append(Image.fromarray(raster.read(box, size)[0]))
-        parts = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
-        return [self._tower.query_features(part, batch).numpy() for part in parts]
+
+        def read(box: list[int]) -> Image.Image:
+            return Image.fromarray(raster.read(box, tuple(min(side, box[i + 2] - box[i]) for i in (0, 1)))[0])
+
+        with ThreadPoolExecutor(1) as ahead:
+            pictures = ahead.map(read, windows.tolist())
+            parts = iter(lambda: list(islice(pictures, batch)), [])
+            return [self._tower.query_features(part, batch).numpy() for part in parts]
+
+
+def _of_each(rows: Sequence[np.ndarray] | TileIndex, width: int, measure: Callable[[torch.Tensor], np.ndarray]) -> np.ndarray:
+    """(n,width) float32: what is measured of n tiles, a few of which (m,Q,D) float32 are there at a time.
+
+    Written into one array: small ones that stay, between large ones that come and go, would scatter the memory.
+    """
+    stored = isinstance(rows, TileIndex)
+    found = np.empty((len(rows.numbers()) if stored else sum(map(len, rows)), width), np.float32)
+    start = 0
+    for part in (queries for _, queries in rows.chunks(ROWS)) if stored else rows:
+        found[start : start + len(part)] = measure(torch.from_numpy(part).float())
+        start += len(part)
+    return found
 
 
 def _windows(box: np.ndarray, width: int, height: int) -> np.ndarray:
