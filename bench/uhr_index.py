@@ -7,8 +7,8 @@ Both comparisons take turns on the same tiles of SCENE, a tiled file with overvi
 reads: rasterio alone, one handle, a window a tile, row by row, each tile at its level's resolution, under the same limit for
 GDAL's cache, which holds more than a row of tiles. The encoder alone gets the same pictures, in main memory already.
 Each file named by --whole is indexed by `evcap index`, asked each question alone and all of them in one command, and the first
-once more without its index, coarse to fine; each in a process of its own: seconds with the start of the program, tiles, and most
-main memory (of Linux).
+once more without its index, coarse to fine; each in a process of its own: seconds with the start of the program, tiles, and
+most main memory (of Linux).
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ def _tell_places(answer: Answer, raster) -> None:
     for number, item in numbered(answer.evidence):
         if number:
             where = cell_words(item.box, raster.width, raster.height)
-            typer.echo(f"  {number}  {item.score:.2f}  {where}, pixels {' '.join(map(str, item.box))}: {item.caption}")
+            said = f": {item.caption}" if item.caption else ""
+            typer.echo(f"  {number}  {item.score:.2f}  {where}, pixels {' '.join(map(str, item.box))}{said}")
 
 
 def is_large(path: Path) -> bool:

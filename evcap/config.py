@@ -93,7 +93,7 @@ class RetrievalConfig:
     both: float
     slope: float
     reduce: str = "mean"  # which pictures stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
-    contexts: int = 5  # places that are described
+    contexts: int = 3  # places that are described for an answer; all are shown
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from evcap.memory import VisualNameMemory
 from evcap.uhr import answer
 from evcap.uhr.answer import Analyst
 from evcap.uhr.raster import Raster
+from evcap.uhr.retrieval import Place
 
 SIDE = 288
 
@@ -94,6 +95,20 @@ def test_questions_of_one_command_are_answered_as_alone(asked, city):
     for said in (together, read):
         answers = jsonl(said.stdout)
         assert [a | {"seconds": 0} for a in answers] == [a | {"seconds": 0} for a in alone]
+
+
+def test_every_place_is_shown_and_the_best_are_described(analyst, city, monkeypatch):
+    boxes = [(SIDE * i, SIDE * j, SIDE * i + SIDE, SIDE * j + SIDE) for j in range(2) for i in range(3)]
+    found = [[Place(box, 1 - 0.1 * rank, "bus", "slow", rank < 5) for rank, box in enumerate(boxes)]]
+    monkeypatch.setattr(analyst.retriever, "find", lambda *given: found)
+    said = json.loads(run("ask", city, "How many buses are there?", "--json", "--quiet").stdout)
+    assert said["answer"] == "Five places with buses."
+    _, *places = said["evidence"]
+    assert [place["box_pixels"] for place in places] == [list(box) for box in boxes[:5]]
+    assert [bool(place["caption"]) for place in places] == [rank < analyst.retriever.rule.contexts for rank in range(5)]
+    lines = run("ask", city, "How many buses are there?", "--quiet").stdout.splitlines()
+    assert len(lines) == 6
+    assert lines[-1].endswith(str(boxes[4][-1]))
 
 
 def test_choices_are_answered_with_one_of_them(asked, city):
