@@ -44,7 +44,13 @@ from evcap.uhr.tiles import BATCH, TileIndex
 from evcap.uhr.towers import Tower, open_tower
 
 LOOK = 0.02  # seconds between two looks at a process
-QUESTIONS = ["Is there an airplane?", "How many places with storage tanks are there?"]
+QUESTIONS = [
+    "Is there an airplane?",
+    "How many places with storage tanks are there?",
+    "Is there a harbor?",
+    "Where is the golf course?",
+    "What is near the beach?",
+]
 OUTPUT = Path(__file__).parent / "results" / "uhr_index.json"
 
 
