@@ -72,7 +72,7 @@ def ask_command(
             try:
                 asked = _analysed(text, phrases_by, endpoint, endpoint_model, choice or (), load)
                 analyst, tiles = load()
-                answer = analyst.ask(tiles, asked, budget, quiet, overview)
+                answer = analyst.ask(tiles, asked, budget, quiet, overview, thorough=bool(evidence or overlay))
                 overview = answer.evidence[0]
             except EvcapError as error:
                 if not several:

@@ -109,6 +109,11 @@ def test_every_place_is_shown_and_the_best_are_described(analyst, city, monkeypa
     lines = run("ask", city, "How many buses are there?", "--quiet").stdout.splitlines()
     assert len(lines) == 6
     assert lines[-1].endswith(str(boxes[4][-1]))
+    file = city.with_name("buses.geojson")
+    run("ask", city, "How many buses are there?", "--quiet", "--evidence", file)
+    captions = [feature["properties"]["caption"] for feature in json.loads(file.read_text())["features"]]
+    assert len(captions) == 6
+    assert all(captions)
 
 
 def test_choices_are_answered_with_one_of_them(asked, city):
