@@ -11,9 +11,6 @@ from cli_tools import jsonl, run
 from PIL import Image
 
 from evcap import cli_ask
-from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
-from evcap.uhr import answer
 from evcap.uhr.answer import Analyst
 from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import Place
@@ -126,19 +123,6 @@ def test_open_questions_get_one_line(asked, city):
     assert first
     again = run("ask", city, "What is beside the bus?", "--quiet").stdout.splitlines()[0]
     assert first == again
-
-
-def test_galleries_are_asked_in_order_each_with_its_own_distance(monkeypatch, tmp_path):
-    opened = []
-    monkeypatch.setattr(VisualNameMemory, "open", lambda folder, encoder: opened.append(str(folder)) or ["entry"])
-    monkeypatch.setattr(answer, "Gallery", lambda memory, delta=None: delta)
-    (tmp_path / "a=0.2").mkdir()
-    given = [str(tmp_path / "a=0.2"), f"{tmp_path}/mine=0.8"]
-    assert [answer._gallery(name, "any") for name in given] == [None, 0.8]
-    assert opened == [given[0], f"{tmp_path}/mine"]
-    for wrong in ("mine=near", "mine=-1", "mine=5", "mine=nan"):
-        with pytest.raises(EvcapError, match="squared distance of 0 to 4"):
-            answer._gallery(wrong, "any")
 
 
 def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, analyst):

@@ -49,6 +49,18 @@ def test_delta_is_a_squared_distance_that_is_still_inside():
     assert gallery(LABELS, delta=distance - 1e-3).match(phrase) == []  # embeddings are kept in half precision
 
 
+def test_each_gallery_on_disk_has_its_own_distance(tmp_path):
+    for name in ("a=0.2", "mine"):
+        gallery(["x"]).memory.save(tmp_path / name)
+    given = tmp_path / "a=0.2", tmp_path / "mine", f"{tmp_path}/mine=0.8", f"{tmp_path}/a=0.2=1"
+    assert [Gallery.open(named, "any").delta for named in given] == [DELTA, DELTA, 0.8, 1]
+    for wrong in ("mine=near", "mine=-1", "mine=5", "mine=nan"):
+        with pytest.raises(EvcapError, match="squared distance of 0 to 4"):
+            Gallery.open(tmp_path / wrong, "any")
+    with pytest.raises(EvcapError):
+        Gallery.open(tmp_path / "mine", "other")
+
+
 def test_labels_that_share_pictures_are_no_rivals():
     names = ["harbor"] * 4 + ["boat"] * 2 + ["forest"] * 2
     found = gallery(names, ["1", "2", "3", "4", "1", "2", "5", "6"])

@@ -15,7 +15,7 @@ from evcap.build import pick_device
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.lora import without_lora
-from evcap.memory import RetrievedName, VisualNameMemory
+from evcap.memory import RetrievedName
 from evcap.precision import bfloat16_where_fast, computes_bfloat16
 from evcap.predictor import Caption, Captioner
 from evcap.uhr.evidence import Evidence
@@ -78,8 +78,7 @@ class Analyst:
     ) -> Analyst:
         """Open a preset with its gallery, or with others in its place; any visual-name memory of its encoder will do.
 
-        galleries: folders, or FOLDER=DELTA where another distance makes a phrase a label (`Gallery`).
-
+        galleries: as `Gallery.open` takes them.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
         settings, precision = load_preset(preset), None
@@ -89,7 +88,7 @@ class Analyst:
         own = assets_folder(preset, settings) / "gallery"
         folders = list(galleries) or ([own] if own.is_dir() else [])
         tower = open_tower(captioner)
-        return cls(captioner, tower, [_gallery(str(folder), tower.encoder_fingerprint) for folder in folders])
+        return cls(captioner, tower, [Gallery.open(folder, tower.encoder_fingerprint) for folder in folders])
 
     def phrases(self, question: str) -> list[str]:
         """What a question is about, by the language model: a back-end of `analyse`. Raises NoPhrases."""
@@ -194,19 +193,6 @@ class Analyst:
         path = "none" if not paths else "fast" if "fast" in paths else "slow"
         missing, encoded, _ = index.counts()
         return Answer(text, path, evidence, count, encoded, missing + encoded)
-
-
-def _gallery(named: str, encoder: str) -> Gallery:
-    folder, equals, delta = named.rpartition("=")
-    if not equals or Path(named).is_dir():
-        return Gallery(VisualNameMemory.open(named, encoder))
-    try:
-        distance = float(delta)
-    except ValueError:
-        distance = -1.0
-    if not 0 <= distance <= 4:
-        raise EvcapError(f"gallery {named}: what follows = must be a squared distance of 0 to 4, as in mine=0.5")
-    return Gallery(VisualNameMemory.open(folder, encoder), distance)
 
 
 def _part(raster: Raster, box: Sequence[int], side: int) -> Image.Image:

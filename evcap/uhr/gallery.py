@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,23 @@ class Gallery:
             places[name].append(place)
         self.labels = list(places)
         self._entries = {name: np.array(rows) for name, rows in places.items()}
+
+    @classmethod
+    def open(cls, named: str | Path, encoder: str) -> Gallery:
+        """The gallery in a folder, named as FOLDER or, where another distance makes a phrase a label, as FOLDER=DELTA.
+
+        Raises EvcapError with one line when it is missing, damaged, made by another encoder, or the distance is none.
+        """
+        folder, equals, delta = str(named).rpartition("=")
+        if not equals or Path(named).is_dir():
+            return cls(VisualNameMemory.open(named, encoder))
+        try:
+            distance = float(delta)
+        except ValueError:
+            distance = -1.0
+        if not 0 <= distance <= 4:
+            raise EvcapError(f"gallery {named}: what follows = must be a squared distance of 0 to 4, as in mine=0.5")
+        return cls(VisualNameMemory.open(folder, encoder), distance)
 
     @cached_property
     def texts(self) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 from evcap.config import assets_folder, load_preset
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
 from evcap.predictor import Captioner
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan
@@ -57,7 +56,7 @@ class Searcher:
         captioner = Encoder(config.preset, Path(config.trained) if config.trained else None).captioner
         tower = open_tower(captioner)
         folder = config.gallery or assets_folder(config.preset, load_preset(config.preset)) / "gallery"
-        gallery = Gallery(VisualNameMemory.open(folder, tower.encoder_fingerprint))
+        gallery = Gallery.open(folder, tower.encoder_fingerprint)
         return cls(captioner, tower, gallery, Retriever(tower, [gallery], captioner.preset.retrieval))
 
 
