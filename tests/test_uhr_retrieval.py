@@ -125,13 +125,13 @@ def test_what_labels_say_of_an_index_is_kept_until_it_grows(painted, monkeypatch
     similarity = Gallery.similarity
     monkeypatch.setattr(Gallery, "similarity", lambda *given: compared.append(len(given[1])) or similarity(*given))
     retriever.scores(index, ["fire"])
-    counts = [len(index.numbers())]
+    few = len(index.numbers())
     for _ in range(2):
         retriever.scores(index, ["water"])
-    assert sum(compared) == sum(counts)
+    assert sum(compared) == few
     index.states[:] = everything
     grown = retriever.scores(index, ["fire", "water"])
-    assert sum(compared) == sum([*counts, len(everything)])
+    assert sum(compared) == few + len(everything)
     anew = Retriever(ColourTower(), [colour_gallery(*COLOURS)], RULE).scores(index, ["fire", "water"])
     for kept, fresh in zip(grown, anew, strict=True):
         assert np.array_equal(kept.fast, fresh.fast)

@@ -16,7 +16,7 @@ from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.lora import without_lora
 from evcap.memory import RetrievedName
-from evcap.precision import bfloat16_where_fast, computes_bfloat16
+from evcap.precision import computes_bfloat16
 from evcap.predictor import Caption, Captioner
 from evcap.uhr.evidence import Evidence
 from evcap.uhr.gallery import Gallery
@@ -30,7 +30,7 @@ from evcap.uhr.reader import EvidenceReader
 from evcap.uhr.retrieval import Place, Retriever
 from evcap.uhr.tile_files import stored_plan
 from evcap.uhr.tiles import MISSING, TileIndex
-from evcap.uhr.towers import Tower, open_tower
+from evcap.uhr.towers import Tower, fast_query_features, open_tower
 
 BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
 TOLD = 5  # places that a caption tells of
@@ -178,9 +178,8 @@ class Analyst:
         items = [_undescribed(place) for place in places]
         if overview is None:
             items.insert(0, Evidence((0, 0, raster.width, raster.height), 1.0, "", path="overview"))
-        with bfloat16_where_fast(self.captioner.device):
-            queries = self.captioner.query_features([_part(raster, item.box, side) for item in items])
-        said = self.captioner.caption_features(queries.float())
+        queries = fast_query_features(self.captioner, [_part(raster, item.box, side) for item in items])
+        said = self.captioner.caption_features(queries)
         captioned = [
             replace(item, caption=caption.caption, names=[(hit.name, hit.similarity) for hit in caption.names])
             for item, caption in zip(items, said, strict=True)

@@ -33,6 +33,12 @@ class Tower(Protocol):
         """Phrases -> (n,D) float32 unit vectors on the CPU."""
 
 
+def fast_query_features(captioner: Captioner, images: Sequence[Image.Image], batch_size: int = 16) -> torch.Tensor:
+    """A captioner's query features (n,Q,W) float32, computed in bfloat16 where that is fast: 2.2 times as fast on such CPUs."""
+    with bfloat16_where_fast(captioner.device):
+        return captioner.query_features(images, batch_size).float()
+
+
 class QueryTower:
     """The captioner's own query features, and its text projection: what a captioner has without further weights."""
 
@@ -48,9 +54,7 @@ class QueryTower:
         self.encoder_fingerprint = captioner.encoder_fingerprint
 
     def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
-        # 2.2 times as fast where CPUs have bfloat16
-        with bfloat16_where_fast(self._captioner.device):
-            return self._captioner.query_features(images, batch_size).float()
+        return fast_query_features(self._captioner, images, batch_size)
 
 
 def open_tower(captioner: Captioner) -> Tower:
