@@ -121,6 +121,7 @@ def test_an_encoder_that_sees_finds_all_and_others_do_not(scores):
         assert got["recall@1"] == 100
         assert got["recall@5"] > 85
         assert got["presence"] == 100
+    assert told["scores"]["slow path"]["count error"] < 0.5
     assert told["scores"]["whole picture as one input"]["recall@5"] < 50
     # the plan's tiles are 288 pixels: of (3001 / 216)^2 one or two have the middle of a planted tile of 4
     assert 0 < told["scores"]["chance"]["recall@1"] < 10
