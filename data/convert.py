@@ -24,7 +24,7 @@ from tqdm import tqdm
 from evcap.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.console import DataFolder, NoBars, command, complain
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import write_text
 
 Benchmark = StrEnum("Benchmark", {name: name for name in BENCHMARKS})
 
@@ -95,7 +95,7 @@ def main(
         if not (folder / "images").exists():
             os.symlink(root.resolve(), folder / "images")
         target = folder / f"captions_{part}.json"
-        write_whole(target, json.dumps(content) + "\n")
+        write_text(target, json.dumps(content) + "\n")
         domains = Counter(row.fields["domain"] for row in rows if row.fields)
         counts = [f"{len(rows):,} pictures", f"{len(content['annotations']):,} captions"]
         counts += [f"{count:,} {domain}" for domain, count in sorted(domains.items())]

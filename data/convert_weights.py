@@ -29,10 +29,10 @@ from evcap.captioner import skeleton, trained_parts
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
+from evcap.files import write_text
 from evcap.memory import VisualNameMemory
 from evcap.predictor import encoder_fingerprint
 from evcap.release import read_release, read_release_memory
-from evcap.results import write_whole
 from evcap.start import first_tensors
 from evcap.weights import read_safetensors, write_safetensors
 
@@ -63,7 +63,7 @@ def blip2(sources: Sources, output: Output, preset: PresetName = PAPER) -> None:
     else:
         output.mkdir(parents=True, exist_ok=True)
         write_safetensors(to_transformers(placed.tensors), output / "model.safetensors", {"format": "pt"})
-        write_whole(output / "config.json", json.dumps(transformers_config(settings), indent=1) + "\n")
+        write_text(output / "config.json", json.dumps(transformers_config(settings), indent=1) + "\n")
     report(placed)
     print(f"wrote {output}")
 

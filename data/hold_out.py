@@ -18,7 +18,7 @@ import typer
 
 from evcap.console import DataFolder, command
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import write_text
 
 
 def draw(images: list[dict], share: float, seed: int) -> set[int]:
@@ -58,7 +58,7 @@ def main(
         (output / path.name).symlink_to(path.resolve())
     (output / name / "images").symlink_to((data / name / "images").resolve())
     for split, those in (("train", ids - held), ("val", held)):
-        write_whole(output / name / f"captions_{split}.json", part(content, those))
+        write_text(output / name / f"captions_{split}.json", part(content, those))
     print(f"{output}: {len(held)} of {len(ids)} train pictures of {name} held out")
 
 

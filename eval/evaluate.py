@@ -37,7 +37,7 @@ from evcap.errors import EvcapError
 from evcap.loop import use_all_cores
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.report import results_markdown
-from evcap.results import write_whole
+from evcap.files import write_text
 from evcap.shards import finished, marks, open_shard
 from evcap.vocabulary import naming_statistics
 
@@ -154,7 +154,7 @@ def main(
     rows = [done[r.id] for r in records]
     predictions = {row["image_id"]: row["caption"] for row in rows}
     results = [{"image_id": key, "caption": caption} for key, caption in predictions.items()]
-    write_whole(folder / "predictions.json", json.dumps(results) + "\n")
+    write_text(folder / "predictions.json", json.dumps(results) + "\n")
     if not config.scored:
         print(f"wrote {folder}/predictions.json, in the format that EvalAI takes; nothing is scored: the set has no references")
         return
@@ -174,12 +174,12 @@ def main(
         "fingerprints": made_by,
         "versions": {"evcap": evcap.__version__, **versions},
     }
-    write_whole(folder / "metrics.json", json.dumps(about, indent=1) + "\n")
+    write_text(folder / "metrics.json", json.dumps(about, indent=1) + "\n")
     setting = f"Preset `{config.preset}`, beam {config.beams}, {len(records):,} pictures; scores by pycocoevalcap, in percent."
     notes = ["SPICE is left out: its models were not given."] if "SPICE" not in scores["overall"] else []
     notes += [f"Only the first {len(records):,} pictures of the set: do not compare."] if config.limit else []
     page = results_markdown(config.captions, setting, scores, naming, config.benchmark, notes)
-    write_whole(folder / "results.md", page)
+    write_text(folder / "results.md", page)
     draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")
     show(config, scores, len(records))
     if absent := missing_spice(models):

@@ -30,10 +30,10 @@ import evcap
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import read_coco_captions
+from evcap.files import write_text
 from evcap.memory import VisualNameMemory
 from evcap.metrics import per_image_cider, score
 from evcap.predictor import Caption, Captioner
-from evcap.results import write_whole
 from evcap.vocabulary import NameFinder, clean_name
 
 OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
@@ -226,8 +226,8 @@ def main(
         "rates": overall,
         "passed_over": passed_over,
     }
-    write_whole(folder / "results.json", json.dumps(report, indent=1) + "\n")
-    write_whole(folder / "results.md", markdown(scores, differences, results, overall))
+    write_text(folder / "results.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "results.md", markdown(scores, differences, results, overall))
     draw(scores, differences, results, folder / "memory_matters.png")
     print(
         f"{overall['follows']:.1f} % of captions follow a renaming; wrote {folder}/results.json, results.md, memory_matters.png"

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import evcap
 from evcap.console import command
-from evcap.results import write_whole
+from evcap.files import write_text
 from evcap.uhr.measures import recall_at
 from evcap.uhr.mme import Prediction, Question, read_predictions, read_questions, read_reply
 
@@ -139,8 +139,8 @@ def main(
         f"Accuracy and recall in percent. A box finds a target if it holds its centre and at most {LARGEST:.0%} of the picture."
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "metrics.json", json.dumps(about, indent=1) + "\n")
-    write_whole(output / "results.md", "\n\n".join([title, rule, *notes, *tables]) + "\n")
+    write_text(output / "metrics.json", json.dumps(about, indent=1) + "\n")
+    write_text(output / "results.md", "\n\n".join([title, rule, *notes, *tables]) + "\n")
     show("answers", scores)
     if recall:
         show("targets", recall)

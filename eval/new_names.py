@@ -23,9 +23,9 @@ from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
+from evcap.files import write_text
 from evcap.metrics import cider
 from evcap.predictor import Captioner
-from evcap.results import write_whole
 from evcap.vocabulary import NameFinder, clean_name, f1_scores
 
 
@@ -89,7 +89,7 @@ def main(
         result[stage]["cider"] = cider(dict(enumerate(captions)), references)
         print(stage, json.dumps(result[stage]))
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(config.output), json.dumps(result, indent=1) + "\n")
+    write_text(Path(config.output), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

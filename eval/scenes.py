@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
+from evcap.files import write_text
 from evcap.qformer import mean_keys
-from evcap.results import write_whole
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
@@ -186,10 +186,10 @@ def main(
     about["command"] = shlex.join(["python", *sys.argv])
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "metrics.json", json.dumps(about, indent=1) + "\n")
-    write_whole(output / "results.md", markdown(scores) + "\n")
+    write_text(output / "metrics.json", json.dumps(about, indent=1) + "\n")
+    write_text(output / "results.md", markdown(scores) + "\n")
     lines = (json.dumps({"way": name} | row) + "\n" for name, those in rows.items() for row in those)
-    write_whole(output / "predictions.jsonl", "".join(lines))
+    write_text(output / "predictions.jsonl", "".join(lines))
     table = Table("", *next(iter(scores.values())))
     for name, row in scores.items():
         table.add_row(name, *cells(row, list(next(iter(scores.values())))))

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evcap.errors import EvcapError
+from evcap.prefetch import prefetched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,28 +151,17 @@ def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image])
 
     Close the iterator to stop.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from evcap.images import ImageError
 
     def attempt(item):
         try:
-            return opened(item)
+            return item, opened(item)
         except ImageError as error:
-            return error
+            return item, error
 
-    pool = ThreadPoolExecutor(2)
-    try:
-        waiting = iter(items)
-        ahead: deque = deque()
-        while True:
-            ahead.extend((item, pool.submit(attempt, item)) for item in islice(waiting, 2 * batch_size - len(ahead)))
-            if not ahead:
-                return
-            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-            yield [(item, future.result()) for item, future in batch]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with closing(prefetched(attempt, items, 2 * batch_size)) as pairs:
+        while batch := list(islice(pairs, batch_size)):
+            yield batch
 
 
 def _ask(pictures: list[Image], ask: Callable[[list[Image]], Iterable]) -> list:

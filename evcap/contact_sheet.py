@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evcap.files import replacing
 from evcap.images import open_image
 
 BANDS = {"best": "tab:green", "median": "tab:blue", "worst": "tab:red"}
@@ -60,7 +61,8 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
             axis.text(10, 14, f"CIDEr {row.score:.0f}", va="top", fontsize=11, color="white", bbox=label)
             axis.set_title(above, fontsize=13, fontweight="bold", loc="left", parse_math=False)
             axis.set_xlabel(below, fontsize=11, loc="left", parse_math=False)
-    figure.savefig(output, dpi=100)
+    with replacing(output) as file:
+        figure.savefig(file, dpi=100, format="png")
 
 
 def _texts(row: Scored) -> tuple[str, str]:

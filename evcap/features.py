@@ -19,7 +19,7 @@ from evcap.datasets import CaptionedImage
 from evcap.images import open_image, to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.precision import bfloat16_where_fast
-from evcap.results import write_whole
+from evcap.files import write_text
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
@@ -183,7 +183,7 @@ def cached_names(
         found = memory.search(rows[part].astype("float32"), rule.hits, rule.keep, rule.names, exclude=images[part])
         names += [[name.name for name in row] for row in found]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(names))
+    write_text(path, json.dumps(names))
     return names
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evcap.errors import EvcapError
+from evcap.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,8 @@ def draw_names(image: Image.Image, names: Sequence[RetrievedName], attention: np
                 axes.set_title(f"{_short(hit.name)}  ·  query {hit.query}", fontsize=9, color=INK, parse_math=False)
                 _draw_heat(axes, image, attention[hit.query], COLOURS[rank % len(COLOURS)])
     try:
-        figure.savefig(path, format="png")
+        with replacing(path) as file:
+            figure.savefig(file, format="png")
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

@@ -7,13 +7,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from evcap.errors import EvcapError
+from evcap.files import write_text
 
 
 class Format(StrEnum):
@@ -82,7 +82,7 @@ class ResultWriter:
             lines = self._finished_lines() if resume else {}
             self.finished = set(lines)
             with _saying(f"cannot write {self.part}"):
-                write_whole(self.part, HEADERS[form] + "".join(lines.values()))
+                write_text(self.part, HEADERS[form] + "".join(lines.values()))
         self._stream = None if path is None else self._open(self.part or path)
         if not to_file:
             self._put(HEADERS[form])
@@ -160,24 +160,6 @@ def _read_csv(text: str, path: Path):
             raise EvcapError(f"{path}, row {number}: not a row of evcap caption, cannot resume from it")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file: never half of it is seen under its name. May raise OSError."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        stream.write(text)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to, which takes the name `path` at the end; removed if that fails."""
-    temporary = path.with_name(f".evcap-{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 class Sidecars:
     """photo.txt beside photo.jpg, one caption a line. `refused`: why a picture gets none (something would be lost)."""
 
@@ -196,7 +178,7 @@ class Sidecars:
         if file in self.refused:
             return self.refused[file]
         try:
-            write_whole(sidecar_path(file), "".join(f"{caption}\n" for caption in captions))
+            write_text(sidecar_path(file), "".join(f"{caption}\n" for caption in captions))
         except OSError as error:
             return f"{file}: cannot write its sidecar {sidecar_path(file)}: {error.strerror}"
         return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from evcap.errors import EvcapError
+from evcap.files import replacing
 from evcap.named import NamedImage
 
 if TYPE_CHECKING:
@@ -146,18 +146,13 @@ def told(path: Path) -> dict[str, str]:
 
 
 def write_png(picture: Image.Image, path: Path, about: dict[str, str]) -> None:
-    """Write a PNG with texts through a temporary neighbour: never half of it is seen under its name."""
+    """Write a PNG with texts, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = PngInfo()
     for key, value in about.items():
         texts.add_itxt(key, value)
-    temporary = path.with_name(f".evcap-{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=texts)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _strings(arguments: dict) -> dict[str, str]:

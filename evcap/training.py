@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import replacing, write_text
 from evcap.weights import read_safetensors, write_safetensors
 
 
@@ -54,7 +53,7 @@ class RunFolder:
                 file.write("\n")
         recorded = self.folder / "settings.json"
         if not recorded.exists():
-            write_whole(recorded, json.dumps(settings, indent=1))
+            write_text(recorded, json.dumps(settings, indent=1))
         elif json.loads(recorded.read_text()) != settings:
             raise EvcapError(f"{self.folder} holds a run with other settings; choose another output folder or delete it")
 
@@ -73,8 +72,8 @@ class RunFolder:
         """Trained tensors first, then the optimizer's file, whose step names them: a torn save resumes from the old one."""
         folder = self.folder / "checkpoint"
         write_safetensors(tensors, folder / f"model-{step}.safetensors")
-        torch.save({"optimizer": optimizer, "scheduler": scheduler, "step": step}, folder / "state.tmp")
-        os.replace(folder / "state.tmp", folder / "state.pt")
+        with replacing(folder / "state.pt") as file:
+            torch.save({"optimizer": optimizer, "scheduler": scheduler, "step": step}, file)
         for old in folder.glob("model-*.safetensors"):
             if old.name != f"model-{step}.safetensors":
                 old.unlink()
@@ -124,6 +123,7 @@ class RunFolder:
         axis.set_title(self.folder.name, loc="left")
         figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False)
         path = self.folder / "curve.png"
-        figure.savefig(path, dpi=130)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=130, format="png")
         plt.close(figure)
         return path

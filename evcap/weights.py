@@ -11,13 +11,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from evcap.errors import EvcapError
+from evcap.files import replacing
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,12 @@ def open_safetensors(path: str | Path):
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write through a temporary file in the same folder and rename it into place: old file or new file, never half."""
+    """Write a safetensors file, and its folder: the old file or the new one, never half."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def efficientnet_lite2_state() -> dict[str, torch.Tensor]:

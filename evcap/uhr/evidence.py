@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import write_text
 from evcap.uhr.geo import cell_words, lonlat_geometry, to_thousandths
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_geojson(path: str | Path, raster: Raster, evidence: Sequence[Evidence]
     head = json.dumps({"type": "FeatureCollection", "question": question, "answer": answer})
     lines = ",\n".join(json.dumps(feature, allow_nan=False) for feature in features)
     try:
-        write_whole(Path(path), f'{head[:-1]}, "features": [\n{lines}\n]}}\n')
+        write_text(Path(path), f'{head[:-1]}, "features": [\n{lines}\n]}}\n')
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

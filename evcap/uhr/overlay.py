@@ -15,8 +15,8 @@ from matplotlib.patheffects import withStroke
 
 from evcap.contact_sheet import wrapped
 from evcap.errors import EvcapError
+from evcap.files import replacing
 from evcap.overlay import COLOURS, FAINT, INK
-from evcap.results import replacing
 from evcap.uhr.evidence import Evidence, numbered
 from evcap.uhr.geo import cell_words, intersections
 
@@ -69,7 +69,7 @@ def draw_overlay(path: str | Path, raster: Raster, evidence: Sequence[Evidence],
         y = top + place // columns * (side + TEXT)
         _draw_near(sheet, x, y, side, raster, item, number, _colour(place))
     try:
-        with replacing(Path(path)) as temporary:
+        with replacing(path) as temporary:
             sheet.figure.savefig(temporary, format="png")
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import rasterio
 
+from evcap.prefetch import prefetched
 from evcap.uhr.plans import Plan
 from evcap.uhr.raster import Raster, RasterError
 
@@ -101,24 +100,13 @@ def read_ahead(raster: Raster, plan: Plan, groups: Iterable[np.ndarray], side: i
     """
 
     def read(numbers: np.ndarray) -> Tiles:
-        tiles = read_square(opened[0], plan, numbers, side)
-        opened[0].check_unchanged()
+        tiles = read_square(handle, plan, numbers, side)
+        handle.check_unchanged()
         return tiles
 
-    waiting, ahead, opened = iter(groups), deque(), []
     # One thread and one handle, so that squares side by side share decoded blocks and rows; GDAL decodes in several threads.
-    pool = ThreadPoolExecutor(1)
-    try:
-        opened.append(pool.submit(_reopened, raster).result())
-        while True:
-            ahead.extend(pool.submit(read, numbers) for numbers in islice(waiting, AHEAD - len(ahead)))
-            if not ahead:
-                return
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for handle in opened:  # nobody reads any more
-            handle.close()
+    with _reopened(raster) as handle, closing(prefetched(read, groups, AHEAD, threads=1)) as tiles:
+        yield from tiles
 
 
 def _reopened(raster: Raster) -> Raster:

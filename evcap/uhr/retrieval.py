@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from evcap.config import RetrievalConfig
+from evcap.prefetch import prefetched
 from evcap.qformer import mean_keys
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
@@ -187,8 +188,7 @@ class Retriever:
         def read(box: list[int]) -> Image.Image:
             return Image.fromarray(raster.read(box, tuple(min(side, box[i + 2] - box[i]) for i in (0, 1)))[0])
 
-        with ThreadPoolExecutor(1) as ahead:
-            pictures = ahead.map(read, windows.tolist())
+        with closing(prefetched(read, windows.tolist(), 2 * batch, threads=1)) as pictures:
             parts = iter(lambda: list(islice(pictures, batch)), [])
             return [self._tower.query_features(part, batch).numpy() for part in parts]
 

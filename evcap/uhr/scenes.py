@@ -16,7 +16,7 @@ import numpy as np
 
 from evcap.config import from_dict
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import write_text
 from evcap.uhr.ucm import UCM
 
 SIDE = 256  # pixels of a tile in the scene, that of UC Merced
@@ -238,7 +238,7 @@ def ask(present: Mapping[str, int], absent: Sequence[str]) -> list[Question]:
 
 def write_scene(scene: Scene, path: Path) -> None:
     """Write the JSON file of a scene. May raise OSError."""
-    write_whole(path, json.dumps(dataclasses.asdict(scene)) + "\n")
+    write_text(path, json.dumps(dataclasses.asdict(scene)) + "\n")
 
 
 def read_scene(path: str | Path) -> Scene:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.results import write_whole
+from evcap.files import write_text
 
 FORMAT = "evcap tile index 1"
 
@@ -70,7 +70,7 @@ def create(folder: Path, told: dict) -> None:
         features.truncate(told["tiles"] * 2 * int(np.prod(told["shape"])))
         states.write(bytes(told["tiles"]))  # no hole: a full disk shall not keep anybody from marking what is encoded
         states.flush()
-        write_whole(folder / "manifest.json", json.dumps({"format": FORMAT} | told, indent=1) + "\n")
+        write_text(folder / "manifest.json", json.dumps({"format": FORMAT} | told, indent=1) + "\n")
 
 
 def check_manifest(folder: Path, told: dict, path: Path) -> None:
