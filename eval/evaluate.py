@@ -34,10 +34,10 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
-from evcap.loop import use_all_cores
+from evcap.files import write_text
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.report import results_markdown
-from evcap.files import write_text
+from evcap.runtime import use_all_cores
 from evcap.shards import finished, marks, open_shard
 from evcap.vocabulary import naming_statistics
 
@@ -134,7 +134,7 @@ def main(
     # without `cpu` each of several processes takes itself for the only one where there is no GPU (accelerate 1.15); the
     # first to finish its share waits for the last, however long
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-    use_all_cores(state)
+    use_all_cores(state.device, state.num_processes)
     captioner = evcap.load(config.preset, config.memory, str(state.device))
     made_by = marks(config.preset, captioner)
     settings = {key: value for key, value in vars(config).items() if key not in AFTERWARDS} | made_by

@@ -16,7 +16,7 @@ from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
 from evcap.language import LanguageModel
-from evcap.precision import computes_bfloat16
+from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights import (
     MINILM_TOKENIZER,
     MINILM_WEIGHTS,
@@ -25,20 +25,9 @@ from evcap.weights import (
     smollm2_folder,
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZED = {  # by bitsandbytes: its settings, and the type that it computes in
-    "8bit": ({"load_in_8bit": True}, torch.bfloat16),
-    "4bit": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}, torch.bfloat16),
-}
-
-
-def pick_device(wanted: str | None = None) -> torch.device:
-    """The named device; without a name a CUDA GPU where there is one, else the CPU."""
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
 
 def build_language(config: LanguageConfig, precision: str, device: torch.device) -> LanguageModel:
-    """The frozen language model of a preset with its tokenizer, in eval mode. precision: one of DTYPES or QUANTIZED.
+    """The frozen language model of a preset with its tokenizer, in eval mode. precision: as `runtime.language_dtype` takes it.
 
     Raises EvcapError when there is no such model here, or when it is not of the preset's width.
     """
@@ -48,7 +37,7 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device)
     logging.disable_progress_bar()
     folder = smollm2_folder() if config.kind == "smollm2-135m" else config.kind
     # eager on CPUs: the backward pass of the fused kernel is several times slower there
-    settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision)
+    settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision, device)
     if device.type != "cpu":
         settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
     try:
@@ -64,24 +53,23 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device)
     return LanguageModel(config, llm.eval(), tokenizer)
 
 
-def _precision(name: str) -> dict:
-    if name in DTYPES:
-        return {"dtype": DTYPES[name]}
-    if name not in QUANTIZED:
-        raise EvcapError(f"unknown precision '{name}', known: {', '.join([*DTYPES, *QUANTIZED])}")
+def _precision(name: str, device: torch.device) -> dict:
+    dtype = language_dtype(name, device)
+    if name in NUMBERS:
+        return {"dtype": dtype}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise EvcapError(f"precision '{name}' needs bitsandbytes: pip install 'evcap[gpu]'")
     from transformers import BitsAndBytesConfig
 
-    settings, dtype = QUANTIZED[name]
-    return {"quantization_config": BitsAndBytesConfig(**settings), "dtype": dtype}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(**(four if name == "4bit" else {"load_in_8bit": True})), "dtype": dtype}
 
 
-def training_precision(preset: Preset, device: torch.device) -> str:
-    """Of the frozen language model while others learn through it: the preset's 8 or 4 bits, or bfloat16 where that is fast."""
+def language_precision_in_training(preset: Preset, device: torch.device) -> str:
+    """Of the frozen language model while others learn through it: the preset's 8 or 4 bits, or what training computes in."""
     if preset.language.precision in QUANTIZED:
         return preset.language.precision
-    return "bfloat16" if computes_bfloat16(device) else "float32"
+    return {"bf16": "bfloat16", "fp16": "float16", "no": "float32"}[training_precision(device)]
 
 
 def _first_sentence(error: Exception) -> str:
@@ -109,8 +97,8 @@ def build_model(
 ) -> EVCap:
     """The whole model in eval mode; `trained`: a safetensors file of `trained_parts`, None = untrained.
 
-    precision: of the frozen language model, in place of the preset's. The image tower is float32 on the CPU and float16
-    elsewhere, as LAVIS keeps it; all else is float32. device: the CPU unless named. speaks: False leaves the language model
+    precision: of the frozen language model, in place of the preset's. The image tower is `runtime.tower_dtype`, all else
+    float32. device: the CPU unless named. speaks: False leaves the language model
     out; what remains makes query features and memory keys.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
     do not go together.
@@ -132,7 +120,7 @@ def build_model(
     except (ValueError, RuntimeError) as error:  # sizes that do not go together
         raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
     if blip2:
-        load_blip2(model, preset.blip2, torch.float32 if device.type == "cpu" else torch.float16)
+        load_blip2(model, preset.blip2, tower_dtype(True, device))
     if trained is not None:
         tensors = read_safetensors(trained)
         if not speaks:

@@ -13,6 +13,7 @@ from evcap.errors import EvcapError
 from evcap.fusion import NameFusion
 from evcap.language import Hypothesis, LanguageModel, PackedCaptions
 from evcap.qformer import QFormer
+from evcap.runtime import full_precision
 
 
 class PatchDoor(nn.Module):
@@ -41,6 +42,11 @@ class EVCap(nn.Module):
         self.projection = nn.Linear(width, preset.language.hidden)
         self.language = language
         self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
+
+    def patch_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels (B,3,S,S) float32 -> patch tokens (B,P,C) float32 of the frozen tower, never under autocast."""
+        with full_precision(pixels.device):
+            return self.backbone(pixels)
 
     def query_features(self, patches: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B,P,C) -> Q (B,32,W)."""

@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from evcap.build import build_model, pick_device
+from evcap.build import build_model
 from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
@@ -29,6 +29,7 @@ from evcap.images import ImageError
 from evcap.memory import VisualNameMemory
 from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
+from evcap.runtime import pick_device
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
 NO_BOX = (nan,) * 4

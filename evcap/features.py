@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,11 @@ from tqdm import tqdm
 from evcap.captioner import EVCap
 from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
+from evcap.files import write_text
 from evcap.images import open_image, to_tensor
 from evcap.memory import VisualNameMemory
-from evcap.precision import bfloat16_where_fast
-from evcap.files import write_text
+from evcap.prefetch import prefetched
+from evcap.runtime import full_precision
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
@@ -84,25 +84,23 @@ def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
-def _half(model: EVCap):
-    """bfloat16 for the small tower's features; BLIP-2's are computed in the tower's own precision."""
-    return bfloat16_where_fast(model.projection.weight.device, enabled=not model.preset.blip2)
-
-
-def _looker(
-    model: EVCap, paths: Sequence[Path], mirrored: bool, pool: ThreadPoolExecutor
-) -> Callable[[int, int], torch.Tensor]:
-    """A function (start, stop) -> patch tokens of these pictures."""
+def _looker(model: EVCap, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
+    """A function (start, stop) -> patch tokens of these pictures, opened as whoever captions them opens them."""
     vision, device = model.preset.vision, model.projection.weight.device
 
     @torch.inference_mode()
     def look(start: int, stop: int) -> torch.Tensor:
-        images = list(pool.map(open_image, paths[start:stop]))
+        images = list(prefetched(lambda path: open_image(path, 2 * vision.image_size), paths[start:stop], BATCH))
         pixels = to_tensor(images, vision.image_size, vision.mean, vision.std).to(device)
-        with _half(model):
-            return model.backbone(pixels.flip(-1) if mirrored else pixels)
+        return model.patch_tokens(pixels.flip(-1) if mirrored else pixels)
 
     return look
+
+
+def _identities(records: Sequence[CaptionedImage], data: Path) -> list[tuple[str, int, int]]:
+    """What tells these pictures from others, and from themselves once somebody has replaced them."""
+    stats = [(record.path.relative_to(data), record.path.stat()) for record in records]
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def cached_patches(
@@ -113,19 +111,20 @@ def cached_patches(
     quiet: bool = False,
     share: Share = ALONE,
 ) -> np.ndarray:
-    """Patch tokens of all pictures by the frozen tower, in bfloat16, as a memory map (N,P,C) float16. share: see below."""
+    """Patch tokens of all pictures by the frozen tower as a memory map (N,P,C) float16. share: see below."""
     vision = model.preset.vision
     paths = [r.path for r in records]
     key = {
-        "files": [str(p.relative_to(data)) for p in paths],
+        "files": _identities(records, data),
         "flip": mirrored,
         "vision": dataclasses.asdict(vision),
         "weights": EFFICIENTNET.sha256,
+        "precision": "float32",
     }
     cache = FeatureCache(cache_folder() / "features", key, len(paths), (vision.tokens, vision.width))
     title = "patch tokens" + (", mirrored" if mirrored else "")
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(paths) // share[1], desc=title, unit="img", disable=quiet) as bar:
-        cache.fill(_looker(model, paths, mirrored, pool), BATCH, bar.update, share)
+    with tqdm(total=len(paths) // share[1], desc=title, unit="img", disable=quiet) as bar:
+        cache.fill(_looker(model, paths, mirrored), BATCH, bar.update, share)
     return cache.rows
 
 
@@ -143,14 +142,14 @@ def cached_queries(
     share: of several processes each computes its part; all must have returned before the rows are read.
     """
     shape = (model.preset.image_queries, model.preset.image_qformer.width)
-    key = {"files": [str(r.path.relative_to(data)) for r in records], "flip": mirrored, "encoder": encoder}
+    key = {"files": _identities(records, data), "flip": mirrored, "encoder": encoder, "precision": "float32"}
     cache = FeatureCache(cache_folder() / "features", key, len(records), shape)
     if cache.done == len(records):
         return cache.rows
     title = "query features" + (", mirrored" if mirrored else "")
-    with ThreadPoolExecutor(4) as pool, tqdm(total=len(records) // share[1], desc=title, unit="img", disable=quiet) as bar:
+    with tqdm(total=len(records) // share[1], desc=title, unit="img", disable=quiet) as bar:
         if model.preset.blip2:  # 257 x 1408 numbers a picture: too many to keep
-            look = _looker(model, [r.path for r in records], mirrored, pool)
+            look = _looker(model, [r.path for r in records], mirrored)
         else:
             patches = cached_patches(model, records, data, mirrored, quiet, share)
 
@@ -159,7 +158,7 @@ def cached_queries(
 
         @torch.inference_mode()
         def compute(start: int, stop: int) -> torch.Tensor:
-            with _half(model):  # captioning itself is float32 throughout
+            with full_precision(model.projection.weight.device):
                 return model.query_features(look(start, stop))
 
         cache.fill(compute, BATCH, bar.update, share)

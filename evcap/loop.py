@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
@@ -18,11 +18,10 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from evcap.build import pick_device
 from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.errors import EvcapError
 from evcap.features import Share
-from evcap.precision import computes_bfloat16
+from evcap.runtime import training_precision, use_all_cores
 from evcap.training import RunFolder, parameter_groups
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -38,9 +37,10 @@ class TrainingLoop:
 
     def __init__(self, config, quiet: bool):
         self.config = config
-        precision = "bf16" if computes_bfloat16(pick_device()) else "no"
+        state = PartialState()  # which GPU is this process's is known from here on
+        precision = training_precision(state.device)
         self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=config.output)
-        use_all_cores(self.accelerator)
+        use_all_cores(state.device, state.num_processes)
         torch.manual_seed(config.seed)
         self.quiet = quiet or not self.accelerator.is_main_process
         with self.accelerator.main_process_first():
@@ -205,9 +205,3 @@ class TrainingLoop:
 def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same on the CPU, those that FSDP keeps in parts put together; all processes call it."""
     return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in tensors.items()}
-
-
-def use_all_cores(accelerator: Accelerator) -> None:
-    """On CPUs `accelerate launch` leaves each process a single thread (it sets OMP_NUM_THREADS=1): take a fair share."""
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evcap.build import build_model, name_tokenizer, pick_device
+from evcap.build import build_model, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
@@ -22,6 +22,7 @@ from evcap.memory import VisualNameMemory
 from evcap.phrases import PhraseModel
 from evcap.qformer import mean_keys
 from evcap.ranking import RetrievedName
+from evcap.runtime import full_precision, pick_device
 from evcap.weights import fingerprint
 
 Picture = str | Path | Image.Image
@@ -74,13 +75,11 @@ class Captioner:
         trained: str | Path | None = None,
         device: str | None = None,
         merged: bool = True,
-        precision: str | None = None,
     ) -> Captioner:
         """Open a preset's trained tensors and its memory, or others in their place.
 
         merged: False keeps adapters apart from the language model's weights, which then can answer without them, too.
         device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
-        precision: of the language model, in place of the preset's.
         The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
@@ -88,7 +87,7 @@ class Captioner:
         if settings.assets is None and (trained is None or memory is None):
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
         assets = assets_folder(preset, settings)
-        model = build_model(settings, trained or assets / "trained.safetensors", precision, pick_device(device))
+        model = build_model(settings, trained or assets / "trained.safetensors", device=pick_device(device))
         if merged:
             model.language.merge()
         captioner = cls(model)
@@ -173,16 +172,17 @@ class Captioner:
     @torch.inference_mode()
     def query_features(self, images: Sequence[Picture], batch_size: int = 16) -> torch.Tensor:
         """Pictures -> Q (N,32,W) float32, on the CPU whatever the model's device."""
-        rows = [
-            self.model.query_features(self.patch_tokens(images[start : start + batch_size])).cpu()
-            for start in range(0, len(images), batch_size)
-        ]
+        with full_precision(self.device):
+            rows = [
+                self.model.query_features(self.patch_tokens(images[start : start + batch_size])).cpu()
+                for start in range(0, len(images), batch_size)
+            ]
         return torch.cat(rows) if rows else torch.zeros(0, self.preset.image_queries, self.preset.image_qformer.width)
 
     @torch.inference_mode()
     def patch_tokens(self, images: Sequence[Picture]) -> torch.Tensor:
         """Pictures -> patch tokens (N,P,C) float32 of the frozen tower."""
-        return self.model.backbone(self.pixels(images).to(self.device))
+        return self.model.patch_tokens(self.pixels(images).to(self.device))
 
     def pixels(self, images: Sequence[Picture], mirrored: Sequence[int] = ()) -> torch.Tensor:
         """Pictures -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""

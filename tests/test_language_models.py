@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from bench.release_decoding import release_way
-from evcap import build
-from evcap.build import build_language, training_precision
+from evcap.build import build_language, language_precision_in_training
 from evcap.config import LanguageConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.language import LanguageModel
@@ -89,7 +88,8 @@ CPU = torch.device("cpu")
     ("precision", "stored"),
     [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16"), ("8bit", "int8"), ("4bit", "uint8")],
 )
-def test_precisions(precision, stored, tmp_path):
+def test_precisions(precision, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr("evcap.runtime.computes_bfloat16", lambda device: True)  # whatever this CPU has
     """The frozen weights lie in that form, and the loss stays near that of float32."""
     config = saved_wide(tmp_path)
     vectors, losses = torch.randn(2, 4, 64), []
@@ -102,14 +102,15 @@ def test_precisions(precision, stored, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.05 if precision == "4bit" else 0.01)
 
 
-def test_gradients_pass_through_8_bits(tmp_path):
+def test_gradients_pass_through_8_bits(tmp_path, monkeypatch):
     """As training does it, under autocast in bfloat16; against float32."""
+    monkeypatch.setattr("evcap.runtime.computes_bfloat16", lambda device: True)
     config = saved_wide(tmp_path)
     vectors, gradients = torch.randn(2, 4, 64), []
     paper = load_preset("evcap-vicuna-13b")
     precisions = [dataclasses.replace(paper.language, precision=name) for name in ("8bit", "4bit", "float16")]
     presets = [dataclasses.replace(paper, language=p) for p in precisions]
-    assert [training_precision(p, torch.device("cuda")) for p in presets] == ["8bit", "4bit", "bfloat16"]
+    assert [language_precision_in_training(p, torch.device("cuda")) for p in presets] == ["8bit", "4bit", "bfloat16"]
     for form in ("8bit", "float32"):
         given, language = vectors.clone().requires_grad_(), build_language(config, form, CPU)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "8bit"):
@@ -182,4 +183,4 @@ def test_vicunas_kind_of_tokenizer(tmp_path):
     assert language.newline == 13 and language.tokenizer.bos_token_id == 1  # <unk> <s> </s>, then the bytes: 3 + 10
     packed = language.pack([["a dog runs on the mat"]])
     assert language._text(packed.ids[0, :-1].tolist()) == "a dog runs on the mat"
-    assert build.DTYPES["float32"] == language.prompt(torch.zeros(1, 2, 32), [[]]).embeddings.dtype
+    assert torch.float32 == language.prompt(torch.zeros(1, 2, 32), [[]]).embeddings.dtype

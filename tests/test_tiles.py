@@ -285,4 +285,4 @@ def test_features_of_the_real_model_do_not_depend_on_neighbours_or_parts(caption
     wanted = captioner.query_features([Image.fromarray(pixels) for pixels in pictures]).numpy()
     found = index.queries(index.numbers()).astype(np.float32)
     cosines = (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)
-    assert pictures[-1].shape == (288, 288, 3) and cosines.min() > 0.99 and cosines.mean() > 0.999  # towers see in bfloat16
+    assert pictures[-1].shape == (288, 288, 3) and cosines.min() > 0.99999  # as photos are seen, but kept as float16

@@ -21,7 +21,7 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model, training_precision
+from evcap.build import build_model, language_precision_in_training
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
@@ -29,7 +29,7 @@ from evcap.datasets import CaptionedImage
 from evcap.features import cached_patches, cached_sentences
 from evcap.loop import TrainingLoop
 from evcap.metrics import cider
-from evcap.precision import bfloat16_where_fast
+from evcap.runtime import half_precision
 from evcap.similarity import TextTower, nearest_query
 from evcap.text import clean_caption, content_words
 from evcap.training import read_split
@@ -145,14 +145,14 @@ def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
     predictions, features, device = {}, [], model.projection.weight.device
     for start in range(0, len(records), 40):
-        with bfloat16_where_fast(device):
-            patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float().to(device)
-            queries = model.query_features(patches)
-            if captioning:
+        patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float().to(device)
+        queries = model.query_features(patches)
+        if captioning:
+            with half_precision(device):
                 prompt = model.language.prompt(model.projection(queries), [[]] * len(queries))
                 captions = model.language.decode(prompt, 1, decoding)
-                predictions.update({start + i: row[0].text for i, row in enumerate(captions)})
-        features.append(queries.float())
+            predictions.update({start + i: row[0].text for i, row in enumerate(captions)})
+        features.append(queries)
     model.train()
     scores = {"recall": text_recall(model, torch.cat(features), [r.captions for r in records])}
     if captioning:
@@ -177,7 +177,8 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, training_precision(preset, accelerator.device), accelerator.device)
+    precision = language_precision_in_training(preset, accelerator.device)
+    model = build_model(preset, config.start_from, precision, accelerator.device)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     plain = cached_patches(model, records, data, False, quiet, loop.share)

@@ -23,7 +23,7 @@ import torch
 import typer
 from torch import nn
 
-from evcap.build import build_model, name_tokenizer, training_precision
+from evcap.build import build_model, language_precision_in_training, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
@@ -32,9 +32,9 @@ from evcap.features import cached_names, cached_queries
 from evcap.loop import TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
-from evcap.precision import bfloat16_where_fast
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
+from evcap.runtime import full_precision, half_precision
 from evcap.text import SentenceEmbedder, clean_caption
 from evcap.training import read_split
 
@@ -89,14 +89,15 @@ class Trainer(nn.Module):
 
     def _look(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            patches = self.model.backbone(pixels)
-        return self.model.query_features(patches)
+            patches = self.model.patch_tokens(pixels)
+        with full_precision(pixels.device):  # as they are when somebody captions
+            return self.model.query_features(patches)
 
 
 def validate(captioner: Captioner, config: Config, queries: torch.Tensor, records) -> float:
     """CIDEr of beam-3 captions with the memory, from Q (N,32,W) float32."""
     captioner.model.eval()
-    with bfloat16_where_fast(captioner.device):
+    with half_precision(captioner.device):
         captions = captioner.caption_features(queries, beams=3, max_length=24, batch_size=40)
     to_training(captioner.model, config)
     predictions = {i: c.caption for i, c in enumerate(captions)}
@@ -145,7 +146,8 @@ def main(
     loop = TrainingLoop(config, quiet)
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
-    model = build_model(preset, config.start_from, training_precision(preset, accelerator.device), accelerator.device)
+    precision = language_precision_in_training(preset, accelerator.device)
+    model = build_model(preset, config.start_from, precision, accelerator.device)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)

@@ -1,0 +1,101 @@
+"""What runs where, and in which precision: the one place that decides.
+
+Features, which memories and indexes are made of, are alike for everybody who asks: the image tower runs in `tower_dtype`,
+everything behind it up to the query features in float32, and neither under autocast (`full_precision`). Half precision is
+for the frozen language model and for training.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import torch
+
+from evcap.errors import EvcapError
+
+NUMBERS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZED = ("8bit", "4bit")  # by bitsandbytes
+
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """The named device ("cpu", "cuda", "cuda:1", "mps", ...); without a name a CUDA GPU where there is one, else the CPU.
+
+    Raises EvcapError for a name that is none, and for a device that this machine or this PyTorch does not have.
+    """
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise EvcapError(f"device '{wanted}': no CUDA GPU is seen by this PyTorch ({torch.__version__}); use cpu")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise EvcapError(f"device '{wanted}': there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise EvcapError(f"device '{wanted}': this is no Apple GPU that PyTorch can use; use cpu")
+        torch.empty(0, device=device)
+    except EvcapError:
+        raise
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise EvcapError(f"device '{wanted}' cannot be used ({reason}); use cpu, cuda or cuda:1") from None
+    return device
+
+
+def computes_bfloat16(device: torch.device | str) -> bool:
+    """Whether a device has instructions for bfloat16. Others imitate it, many times slower than they compute in float32.
+
+    Of CPUs those with AVX-512 BF16, of NVIDIA GPUs those from Ampere on (not V100 and T4). Apple's GPUs are not asked for it.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()  # private, but PyTorch's own name for it since 2.6 at least
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "xpu"
+
+
+def half_dtype(device: torch.device | str) -> torch.dtype:
+    """The type of half size that a device computes in: bfloat16 where it has that, else float16, on CPUs float32."""
+    if computes_bfloat16(device):
+        return torch.bfloat16
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def tower_dtype(half_tower: bool, device: torch.device | str) -> torch.dtype:
+    """Of the frozen image tower's weights: float32, but float16 for a `half_tower` (ViT-g, as LAVIS keeps it) off the CPU."""
+    return torch.float16 if half_tower and torch.device(device).type != "cpu" else torch.float32
+
+
+def language_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """The type that a frozen language model of a preset's `precision` (NUMBERS or QUANTIZED) computes in on a device.
+
+    bfloat16 becomes the half that the device has. Raises EvcapError for a precision that is not known.
+    """
+    if precision not in (*NUMBERS, *QUANTIZED):
+        raise EvcapError(f"unknown precision '{precision}', known: {', '.join([*NUMBERS, *QUANTIZED])}")
+    wanted = NUMBERS.get(precision, torch.bfloat16)
+    return half_dtype(device) if wanted == torch.bfloat16 and not computes_bfloat16(device) else wanted
+
+
+def training_precision(device: torch.device | str) -> str:
+    """accelerate's `mixed_precision` for training on a device: "bf16", "fp16" (its gradients scaled), or "no"."""
+    if computes_bfloat16(device):
+        return "bf16"
+    return "fp16" if torch.device(device).type == "cuda" else "no"
+
+
+def half_precision(device: torch.device | str):
+    """Autocast to the half that a device computes in, as training has it; nothing where that is none."""
+    dtype = half_dtype(device) if training_precision(device) != "no" else torch.float32
+    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def full_precision(device: torch.device | str) -> torch.autocast:
+    """No autocast meanwhile, whatever is around."""
+    return torch.autocast(torch.device(device).type, enabled=False)
+
+
+def use_all_cores(device: torch.device, processes: int) -> None:
+    """On CPUs `accelerate launch` leaves each process a single thread (it sets OMP_NUM_THREADS=1): take a fair share."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
