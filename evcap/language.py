@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,17 +11,28 @@ from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
 from evcap.errors import EvcapError
-from evcap.lora import add_lora, merge_lora
+from evcap.lora import add_lora, merge_lora, plain_twin
 from evcap.release_search import release_search
-from evcap.search import beam_search
+from evcap.search import beam_search, share_prompts
 
 IGNORED = -100
 RELEASE_STOPS = ("\n", ".", " .")
 
 
+@dataclass(frozen=True)
+class TextBlock:
+    """Token ids of B rows, padded on the left to `width` slots, or as wide as the longest needs."""
+
+    rows: Sequence[Sequence[int]]
+    width: int = 0
+
+
+Block = torch.Tensor | TextBlock  # embeddings (B,T,d), or text
+
+
 @dataclass
 class Prompt:
-    """Embedded prompt of B pictures. Padding lies inside, before the text tail, so the last column is always real."""
+    """Embedded prompt of B pictures. Padding lies before the text of a block, so the last column is always real."""
 
     embeddings: torch.Tensor  # (B,P,d)
     mask: torch.Tensor  # (B,P) bool, True = real
@@ -28,10 +40,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A caption that the search found, and its length-normalised log-probability."""
+    """A caption that the search found, its length-normalised log-probability, and its tokens without the stop."""
 
     text: str
     score: float
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass
@@ -46,6 +59,16 @@ class PackedCaptions:
         return PackedCaptions(self.ids.to(device), self.segment.to(device), self.offset.to(device))
 
 
+def chat_tokens(tokenizer, turns: Sequence[dict[str, str]], opening: str = "") -> list[int]:
+    """A conversation of {"role", "content"} and how the answer begins, by the model's chat template or, without one, as
+    "User: ..." lines."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text + opening, add_special_tokens=False)["input_ids"]
+    plain = "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+    return tokenizer(f"{plain}\nAssistant: {opening}".rstrip(" "))["input_ids"]
+
+
 class LanguageModel(nn.Module):
     """A causal language model of transformers with its tokenizer; frozen but for optional LoRA adapters."""
 
@@ -57,6 +80,8 @@ class LanguageModel(nn.Module):
         self.newline = self._ids("\n")[-1]
         self.first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen begins without
         self._trunk = self.llm.base_model.__call__
+        self._plain, self._making = None, threading.Lock()
+        share_prompts(self.llm)
         if config.lora_rank:
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
 
@@ -67,6 +92,17 @@ class LanguageModel(nn.Module):
     def merge(self) -> None:
         """Fold LoRA into the weights for inference."""
         merge_lora(self.llm)
+        self._plain = None
+
+    @property
+    def plain(self) -> nn.Module:
+        """The language model without the adapters that are not folded in, over the same weights: to talk, not to caption."""
+        if not self.config.lora_rank:
+            return self.llm
+        with self._making:
+            if self._plain is None:
+                self._plain = [plain_twin(self.llm)]  # in a list: no submodule, whose tensors would count twice
+            return self._plain[0]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -86,30 +122,52 @@ class LanguageModel(nn.Module):
         """Slots that the text after the vectors needs at most; compiled training pads to it."""
         return len(self._ids(self.config.after)) + (self.config.names_tokens if self.config.names_in_prompt else 0)
 
-    def prompt(self, vectors: torch.Tensor, names: Sequence[Sequence[str]], tail_slots: int = 0) -> Prompt:
-        """BOS + before + vectors (B,T,d) + names + after, for B lists of names.
+    def prompt(
+        self,
+        vectors: torch.Tensor,
+        names: Sequence[Sequence[str]],
+        tail_slots: int = 0,
+        further: Sequence[Block] = (),
+    ) -> Prompt:
+        """The caption prompt: BOS + before + vectors (B,T,d) + further blocks + names + after, for B lists of names.
 
         `tail_slots` fixes the width of the text tail (for compiled training); 0 = as wide as the longest needs.
         """
         after = self._ids(self.config.after)
         use_names = self.config.names_in_prompt
+        head = [*self.first, *self._ids(self.config.before)]
         tails = [(self.name_ids(row) if use_names else []) + after for row in names]
-        width = max(tail_slots, max(map(len, tails)))
-        ids = torch.tensor([[self.newline] * (width - len(t)) + t for t in tails], dtype=torch.long, device=vectors.device)
-        head = torch.tensor([*self.first, *self._ids(self.config.before)], dtype=torch.long, device=vectors.device)
-        head = self.embed(head).expand(len(vectors), -1, -1)
-        embeddings = torch.cat([head, vectors.to(head.dtype), self.embed(ids)], dim=1)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=vectors.device)
-        pad = torch.tensor([width - len(t) for t in tails], device=vectors.device)
-        mask[:, mask.shape[1] - width :] = torch.arange(width, device=vectors.device) >= pad[:, None]
-        return Prompt(embeddings, mask)
+        return self.joined([TextBlock([head] * len(vectors)), vectors, *further, TextBlock(tails, tail_slots)])
+
+    def joined(self, blocks: Sequence[Block]) -> Prompt:
+        """A prompt of any blocks one after the other, at least one of them embeddings (B,T,d); text last, or no padding."""
+        device = next(block.device for block in blocks if isinstance(block, torch.Tensor))
+        dtype = self.llm.get_input_embeddings().weight.dtype
+        parts = [self._embedded(block, device) for block in blocks]
+        embeddings = torch.cat([embedded.to(dtype) for embedded, _ in parts], dim=1)
+        return Prompt(embeddings, torch.cat([mask for _, mask in parts], dim=1))
+
+    def _embedded(self, block: Block, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (B,T,d) of a block and mask (B,T)."""
+        if isinstance(block, torch.Tensor):
+            return block, torch.ones(block.shape[:2], dtype=torch.bool, device=device)
+        width = max(block.width, max(map(len, block.rows)))
+        ids = [[self.newline] * (width - len(row)) + [*row] for row in block.rows]
+        pad = torch.tensor([width - len(row) for row in block.rows], device=device)
+        mask = torch.arange(width, device=device) >= pad[:, None]
+        return self.embed(torch.tensor(ids, dtype=torch.long, device=device)), mask
 
     def pack(self, captions: Sequence[Sequence[str]], slots: int = 0, max_tokens: int = 32) -> PackedCaptions:
         """Captions of B pictures -> rows of `slots` tokens (0 = as many as needed), each caption ending in a newline.
 
         A caption longer than `max_tokens` is cut; one that no longer fits into the row is left out.
         """
-        rows = [[self._ids(" " + c.strip())[: max_tokens - 1] + [self.newline] for c in row] for row in captions]
+        return self.pack_ids(
+            [[self._ids(" " + c.strip())[: max_tokens - 1] + [self.newline] for c in row] for row in captions], slots
+        )
+
+    def pack_ids(self, rows: Sequence[Sequence[Sequence[int]]], slots: int = 0) -> PackedCaptions:
+        """As `pack`, of token ids: for each of B pictures any number of sequences, of which those that fit are kept."""
         slots = slots or max(sum(map(len, row)) for row in rows)
         packed = torch.zeros(3, len(rows), slots, dtype=torch.long)
         packed[0] = self.newline
@@ -126,8 +184,23 @@ class LanguageModel(nn.Module):
 
     def token_losses(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
         """Cross-entropy (B,L) of every caption token given the picture and its caption so far, 0 in empty slots."""
+        hidden, length, segment = self._hidden(prompt, packed), prompt.mask.shape[1], packed.segment
+        # a caption's first token is predicted by the prompt's last position, later ones by the token before
+        slots = torch.arange(segment.shape[1], device=segment.device)
+        source = torch.where(packed.offset == 0, length - 1, length + slots - 1)
+        hidden = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = self.llm.get_output_embeddings()(hidden).float()
+        labels = torch.where(segment > 0, packed.ids, IGNORED)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+
+    def hidden_states(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
+        """The last layer's output (B,L,d) behind every caption token, the last one included: in training and, for tokens that
+        were generated (`pack_ids` of a Hypothesis's), afterwards alike. Empty slots hold no meaning."""
+        return self._hidden(prompt, packed)[:, prompt.mask.shape[1] :]
+
+    def _hidden(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
+        """The last layer's output (B,P+L,d) over prompt and captions, which do not see one another."""
         segment = packed.segment
-        length = prompt.mask.shape[1]
         all_segments = torch.cat([torch.zeros_like(prompt.mask, dtype=torch.long), segment], dim=1)
         real = torch.cat([prompt.mask, segment > 0], dim=1)
         causal = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).tril()
@@ -138,16 +211,9 @@ class LanguageModel(nn.Module):
         embeddings = torch.cat([prompt.embeddings, self.embed(packed.ids)], dim=1)
         bias = torch.zeros(visible.shape, dtype=embeddings.dtype, device=real.device)
         bias = bias.masked_fill(~visible, torch.finfo(embeddings.dtype).min)[:, None]
-        hidden = self._trunk(
+        return self._trunk(
             inputs_embeds=embeddings, attention_mask=bias, position_ids=positions, use_cache=False
         ).last_hidden_state
-        # a caption's first token is predicted by the prompt's last position, later ones by the token before
-        slots = torch.arange(segment.shape[1], device=real.device)
-        source = torch.where(packed.offset == 0, length - 1, length + slots - 1)
-        hidden = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = self.llm.get_output_embeddings()(hidden).float()
-        labels = torch.where(segment > 0, packed.ids, IGNORED)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
 
     def loss(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
         """Mean of `token_losses` over the real caption tokens."""
@@ -166,7 +232,7 @@ class LanguageModel(nn.Module):
             found = [row[:num_captions] for row in rows]
         else:
             found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
-        return [[Hypothesis(self._text(tokens), score) for score, tokens in row] for row in found]
+        return [[Hypothesis(self._text(tokens), score, tuple(tokens)) for score, tokens in row] for row in found]
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

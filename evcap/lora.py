@@ -5,8 +5,9 @@ Written here, not taken from peft: it is thirty lines, keeps the trained file to
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -25,8 +26,6 @@ class LoraLinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.scale:  # `without_lora`
-            return self.base(x)
         low = nn.functional.linear(x, self.down.to(x.dtype))
         return self.base(x) + nn.functional.linear(low, self.up.to(x.dtype) * self.scale)
 
@@ -46,23 +45,29 @@ def merge_lora(model: nn.Module) -> None:
 
     Weights of 8 and 4 bits take no sum: their wrappers stay.
     """
+    for parent, name, wrapped in _wrapped(model):
+        weight = wrapped.base.weight
+        if weight.is_floating_point():
+            weight.copy_((weight.float() + wrapped.scale * wrapped.up.float() @ wrapped.down.float()).to(weight.dtype))
+            setattr(parent, name, wrapped.base)
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """The model as it was before it had adapters: modules of its own over the same tensors, without a wrapper.
+
+    So that one thread may ask it while another captions with the adapters. Folded ones stay in it.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for parent, name, wrapped in list(_wrapped(twin)):
+        setattr(parent, name, wrapped.base)
+    return twin
+
+
+def _wrapped(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoraLinear]]:
+    """Each adapter with the module that holds it, and its name there."""
     for parent in list(model.modules()):
         for name in TARGETS:
             wrapped = getattr(parent, name, None)
-            if isinstance(wrapped, LoraLinear) and wrapped.base.weight.is_floating_point():
-                weight = wrapped.base.weight
-                weight.copy_((weight.float() + wrapped.scale * wrapped.up.float() @ wrapped.down.float()).to(weight.dtype))
-                setattr(parent, name, wrapped.base)
-
-
-@contextmanager
-def without_lora(model: nn.Module) -> Iterator[None]:
-    """Meanwhile the model answers as it did before it had adapters; folded ones stay in it."""
-    wrapped = [(module, module.scale) for module in model.modules() if isinstance(module, LoraLinear)]
-    try:
-        for module, _ in wrapped:
-            module.scale = 0.0
-        yield
-    finally:
-        for module, scale in wrapped:
-            module.scale = scale
+            if isinstance(wrapped, LoraLinear):
+                yield parent, name, wrapped

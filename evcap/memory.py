@@ -152,9 +152,10 @@ class VisualNameMemory:
 
             faiss.cvar.distance_compute_blas_threshold = BLAS_FROM  # of the whole process: an index has no such setting
             faiss.cvar.distance_compute_blas_database_bs = BLAS_KEYS
-            self._index = on_gpus(faiss.IndexFlatIP(self.keys.shape[1]))
+            index = on_gpus(faiss.IndexFlatIP(self.keys.shape[1]))
             for start in range(self._approximate.entries if self._approximate else 0, len(self), CHUNK):
-                self._index.add(np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32))
+                index.add(np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32))
+            self._index = index  # whole, for whichever thread sees it
         return self._index
 
     @property

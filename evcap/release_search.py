@@ -26,13 +26,13 @@ def release_search(
 
     prompt (B,P,d) and mask (B,P) bool as in `beam_search`; a hypothesis ends with the first of the tokens `stops`.
     """
-    with Decoder(llm, prompt, mask, beams) as decoder:
-        state = _ReleaseState(decoder.first, beams, stops)
-        for _ in range(1, max_length):
-            if state.stopped.all():
-                break
-            log_probabilities = decoder.step(state.tokens[:, :, -1])
-            decoder.cache.reorder(state.advance(log_probabilities))
+    decoder = Decoder(llm, prompt, mask, beams)
+    state = _ReleaseState(decoder.first, beams, stops)
+    for _ in range(1, max_length):
+        if state.stopped.all():
+            break
+        log_probabilities = decoder.step(state.tokens[:, :, -1])
+        decoder.cache.reorder(state.advance(log_probabilities))
     return state.best()
 
 

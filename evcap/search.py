@@ -3,17 +3,21 @@
 Written here, not transformers' `generate`: the keys and values of the prompt (about 65 positions) are held once per
 picture and shared by its beams; `generate` holds, reorders and re-reads them once per beam and runs the prompt once per
 beam. The beams of all pictures advance in one forward pass per token.
+
+Searches share nothing that they change: any number of threads may search with one model.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from evcap.config import DecodingConfig
 
-ATTENTION = "evcap_shared_prompt"
+OURS = "evcap_"  # begins the names of attention functions that know a shared prompt
 Found = tuple[float, list[int]]  # a score and the tokens that earned it
 
 
@@ -75,7 +79,30 @@ def shared_prompt_attention(module, query, keys, values, attention_mask, scaling
     return out.reshape(rows, 1, heads, width), None
 
 
-AttentionInterface.register(ATTENTION, shared_prompt_attention)
+def share_prompts(llm: torch.nn.Module) -> None:
+    """Let a causal model attend over a SharedPromptCache as well as over any other: once and for all, not for one search.
+
+    Its own attention (eager or sdpa) goes on answering where keys are plain. Raises ValueError for a model whose attention
+    transformers cannot exchange.
+    """
+    own = llm.config._attn_implementation
+    if own.startswith(OURS):
+        return
+    if own == "eager":  # each family has a function of its own
+        family = sys.modules[type(llm).__module__]
+        plain, name = getattr(family, "eager_attention_forward", None), f"{OURS}{own}_{family.__name__.rpartition('.')[2]}"
+    else:
+        plain, name = AttentionInterface().get(own), f"{OURS}{own}"
+    if plain is None:
+        raise ValueError(f"{type(llm).__name__} has an attention that cannot be exchanged")
+
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        attend = shared_prompt_attention if isinstance(key, tuple) else plain
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, AttentionMaskInterface()[own])
+    llm.set_attn_implementation(name)
 
 
 def beam_search(
@@ -92,13 +119,13 @@ def beam_search(
     divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one picture all differ.
     """
     beams = max(decoding.beams, num_captions)
-    with Decoder(llm, prompt, mask, beams) as decoder:
-        state = _BeamState(decoder.first, beams, num_captions, stop, decoding)
-        for _ in range(1, decoding.max_length):
-            if state.finished():
-                break
-            log_probabilities = decoder.step(state.last_tokens())
-            decoder.cache.reorder(state.advance(log_probabilities))
+    decoder = Decoder(llm, prompt, mask, beams)
+    state = _BeamState(decoder.first, beams, num_captions, stop, decoding)
+    for _ in range(1, decoding.max_length):
+        if state.finished():
+            break
+        log_probabilities = decoder.step(state.last_tokens())
+        decoder.cache.reorder(state.advance(log_probabilities))
     return state.best()
 
 
@@ -106,29 +133,18 @@ class Decoder:
     """The language model with the prompts already read; every step advances all rows by one token."""
 
     def __init__(self, llm: torch.nn.Module, prompt: torch.Tensor, mask: torch.Tensor, rows: int):
-        self.llm, self.prompt, self.mask, self.rows = llm, prompt, mask, rows
+        share_prompts(llm)
+        self.llm, self.mask, self.rows = llm, mask, rows
         self.cache = SharedPromptCache(llm.config.num_hidden_layers)
         self.taken = 0
-
-    def __enter__(self) -> Decoder:
-        length, device, dtype = self.mask.shape[1], self.mask.device, self.prompt.dtype
+        length, device, dtype = mask.shape[1], mask.device, prompt.dtype
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         # each row sees itself, so that a padded row is never empty
-        visible = (causal & self.mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=device)
-        bias = torch.zeros(len(self.mask), 1, length, length, dtype=dtype, device=device)
+        visible = (causal & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=device)
+        bias = torch.zeros(len(mask), 1, length, length, dtype=dtype, device=device)
         bias.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
         self.bias = bias[:, :, -1:]
-        self._attention = self.llm.config._attn_implementation
-        self.llm.set_attn_implementation(ATTENTION)
-        try:
-            self.first = self._log_probabilities(self.prompt, bias, (self.mask.cumsum(1) - 1).clamp_min(0))
-        except BaseException:  # out of memory, interrupted: `with` does not undo a start that failed
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.llm.set_attn_implementation(self._attention)
+        self.first = self._log_probabilities(prompt, bias, (mask.cumsum(1) - 1).clamp_min(0))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Last tokens (B,rows) int64 -> log-probabilities (B*rows,V) of the next ones."""

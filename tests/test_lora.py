@@ -4,7 +4,7 @@ import torch
 from tiny import tiny_evcap, tiny_llm
 
 from evcap.captioner import load_parts, trained_parts
-from evcap.lora import LoraLinear, add_lora, merge_lora
+from evcap.lora import LoraLinear, add_lora, merge_lora, plain_twin
 
 IDS = torch.arange(3, 15).view(2, 6)
 LAYERS, TARGETS = 2, 7
@@ -63,6 +63,20 @@ def test_merge_into_bfloat16_keeps_the_opinion():
     merge_lora(llm)
     merged = llm(IDS).logits.float().log_softmax(-1)
     assert (wrapped.exp() * (wrapped - merged)).sum(-1).max() < 0.01  # KL divergence in nats; weights have 8 bits
+
+
+@torch.no_grad()
+def test_the_plain_twin_answers_as_before_over_the_same_tensors():
+    llm = tiny_llm()
+    plain = llm(IDS).logits
+    add_lora(llm, 4, 32.0)
+    shake(llm)
+    wrapped, twin = llm(IDS).logits, plain_twin(llm)
+    assert torch.equal(twin(IDS).logits, plain)
+    assert torch.equal(llm(IDS).logits, wrapped)
+    assert {p.data_ptr() for p in twin.parameters()} <= {p.data_ptr() for p in llm.parameters()}
+    llm.model.layers[0].mlp.up_proj.base.weight.zero_()  # one weight, whoever looks
+    assert (twin(IDS).logits - plain).abs().max() > 0.01
 
 
 def test_every_projection_of_every_layer_is_wrapped():

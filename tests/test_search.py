@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.decoding import beams_from_scratch
 from evcap.config import DecodingConfig
-from evcap.search import beam_search
+from evcap.search import beam_search, share_prompts
 
 VOCABULARY, STOP = 16, 3
 
@@ -221,13 +221,30 @@ def test_captions_of_a_picture_differ_and_keep_their_lengths():
 
 def test_the_language_model_is_left_as_it_was():
     llm = model(0)
-    before = llm.config._attn_implementation
+    ids = torch.arange(3, 11)[None]
+    plain, said = llm(ids).logits, llm.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     prompt, mask = prompts(0, [5])
     ours(llm, prompt, mask, 1, DecodingConfig(beams=2, max_length=4))
-    assert llm.config._attn_implementation == before
     with pytest.raises(RuntimeError):
         ours(llm, prompt[..., :5], mask, 1, DecodingConfig(beams=2, max_length=4))
-    assert llm.config._attn_implementation == before
+    assert torch.equal(llm(ids).logits, plain)
+    assert torch.equal(llm.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), said)
+
+
+@pytest.mark.parametrize("own", ["eager", "sdpa"])
+def test_attention_beside_searches_is_the_model_own(own):
+    """Padded rows, gradients and a plain cache go through what `share_prompts` puts in place of the attention."""
+    ours, theirs = tiny_llm(), tiny_llm()
+    for llm in (ours, theirs):
+        llm.set_attn_implementation(own)
+    share_prompts(ours)
+    ids, mask = torch.arange(3, 15).view(2, 6), torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    for llm in (ours, theirs):
+        llm(ids, attention_mask=mask).logits.square().mean().backward()
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs) and len(pairs) > 10
+    said = [llm.generate(ids, attention_mask=mask, max_new_tokens=6, num_beams=3, pad_token_id=0) for llm in (ours, theirs)]
+    assert torch.equal(*said)
 
 
 @torch.inference_mode()

@@ -13,7 +13,6 @@ from PIL import Image
 
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
-from evcap.lora import without_lora
 from evcap.memory import RetrievedName
 from evcap.predictor import Caption, Captioner
 from evcap.uhr.evidence import Evidence
@@ -88,8 +87,7 @@ class Analyst:
     def phrases(self, question: str) -> list[str]:
         """What a question is about, by the language model: a back-end of `analyse`. Raises NoPhrases."""
         language = self.captioner.model.language
-        with without_lora(language.llm):
-            return ModelPhrases(language.llm, language.tokenizer)(question)
+        return ModelPhrases(language.plain, language.tokenizer)(question)
 
     def open_index(self, raster: Raster, folder: str | Path) -> TileIndex:
         """The tile index in a folder with whatever plan it has; an empty one of a pyramid if there is none."""

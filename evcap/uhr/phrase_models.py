@@ -117,12 +117,9 @@ class ModelPhrases:
         return torch.tensor(["]" in text for text in self.tokenizer.batch_decode(ids[:, -1:])], device=ids.device)
 
     def _prompt(self, question: str) -> list[int]:
-        turns = messages(question)
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return self.tokenizer(text + OPENING, add_special_tokens=False)["input_ids"]
-        plain = "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
-        return self.tokenizer(f"{plain}\nAssistant: {OPENING}")["input_ids"]
+        from evcap.language import chat_tokens
+
+        return chat_tokens(self.tokenizer, messages(question), OPENING)
 
 
 class EndpointPhrases:

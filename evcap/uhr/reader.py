@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evcap.lora import without_lora
+from evcap.language import chat_tokens
 from evcap.uhr.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ class EvidenceReader:
 
     def answer(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
         """One line of text, the likeliest word after word."""
-        ids = torch.tensor([self._prompt(question, evidence, raster)], device=self._language.llm.device)
+        llm = self._language.plain
+        ids = torch.tensor([self._prompt(question, evidence, raster)], device=llm.device)
         tokenizer = self._language.tokenizer
         end = tokenizer.eos_token_id
-        with torch.inference_mode(), without_lora(self._language.llm):
-            found = self._language.llm.generate(
+        with torch.inference_mode():
+            found = llm.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=end
             )
         text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip()
@@ -47,13 +48,12 @@ class EvidenceReader:
     def choose(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
         """The likeliest of the question's choices, as "(B) blue": by the mean log-probability of its tokens."""
         prompt = self._prompt(question, evidence, raster)
-        scores = []
-        with without_lora(self._language.llm):
-            for choice in question.choices:
-                said = self._language.tokenizer(choice, add_special_tokens=False)["input_ids"]
-                ids = torch.tensor([prompt + said], device=self._language.llm.device)
-                logits = self._language.llm(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-                scores.append(logits.gather(1, ids[0, len(prompt) :, None]).mean().item())
+        scores, llm = [], self._language.plain
+        for choice in question.choices:
+            said = self._language.tokenizer(choice, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([prompt + said], device=llm.device)
+            logits = llm(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            scores.append(logits.gather(1, ids[0, len(prompt) :, None]).mean().item())
         best = max(range(len(scores)), key=scores.__getitem__)
         return f"({chr(65 + best)}) {question.choices[best]}"
 
@@ -65,10 +65,7 @@ class EvidenceReader:
             {"role": "system", "content": INSTRUCTIONS},
             {"role": "user", "content": f"{told}\nQuestion: {question.text}{choices}"},
         ]
-        if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokenizer(f"{INSTRUCTIONS}\n{turns[1]['content']}\nAnswer:")["input_ids"]
+        return chat_tokens(tokenizer, turns)
 
 
 def _told(item: Evidence, raster: Raster) -> str:
