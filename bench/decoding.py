@@ -38,7 +38,7 @@ def make_prompts(captioner: Captioner, photos: list[Path]) -> Prompt:
     """Prompts of all photos, through the whole chain up to the language model."""
     queries = captioner.query_features(photos)
     names = [[n.name for n in row] for row in captioner.retrieve(queries)]
-    vectors = captioner.model.visual_vectors(queries, *captioner._tokenize(names))
+    vectors = captioner.model.visual_vectors(queries, captioner._tokenize(names))
     return captioner.model.language.prompt(vectors, names)
 
 

@@ -62,7 +62,7 @@ class Side:
             names = [[hit.name for hit in row] for row in self.captioner.retrieve(queries)]
             captions = [[clean_caption(c) for c in self.records[n].captions] for n in numbers]
             packed = self.model.language.pack(captions, SLOTS)
-            loss = self.model.loss(queries, *self.captioner._tokenize(names), names, packed)
+            loss = self.model.loss(queries, self.captioner._tokenize(names), packed)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

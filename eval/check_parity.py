@@ -30,6 +30,7 @@ from evcap.captioner import EVCap
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
+from evcap.fusion import Retrieved
 from evcap.language import LanguageModel
 from evcap.memory import VisualNameMemory
 from evcap.release import read_release
@@ -127,19 +128,20 @@ def compare(folder: Path) -> dict:
     rule, beam = model.preset.memory, meta["beam"]
     hits = memory_of(meta, recorded["memory_keys"]).search(queries, rule.hits, rule.keep, rule.names)
     names = [[hit.name for hit in row] for row in hits]
-    ids, mask = name_tokenizer()(names)
-    whole = outputs(model, recorded, queries, ids, mask)
+    retrieved = name_tokenizer()(names)
+    whole = outputs(model, recorded, queries, retrieved)
     steps = {
         "patch_tokens": model.backbone(recorded["pixels"]),
         "query_output": model.query_features(recorded["patch_tokens"]),
-        **outputs(model, recorded, recorded["query_output"], ids, mask),
+        **outputs(model, recorded, recorded["query_output"], retrieved),
     }
     prompt = model.language.prompt(whole["projected"], names)
     rows = release_search(model.language.llm, prompt.embeddings, prompt.mask, beam["stop_ids"], beam["width"], beam["max_len"])
     differences = {name: difference(tensor, recorded, name) for name, tensor in steps.items()}
     verdicts = {
         "names_equal": names == meta["retrieved_final"],
-        "name_tokens_equal": ids.tolist() == meta["name_token_ids"] and mask.long().tolist() == meta["name_attention_mask"],
+        "name_tokens_equal": retrieved.ids.tolist() == meta["name_token_ids"]
+        and retrieved.mask.long().tolist() == meta["name_attention_mask"],
         "beams_equal": [[tokens for _, tokens in row] for row in rows] == beam["best_first"],
     }
     return {
@@ -151,14 +153,14 @@ def compare(folder: Path) -> dict:
     }
 
 
-def outputs(model: EVCap, recorded: dict, queries: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> dict:
+def outputs(model: EVCap, recorded: dict, queries: torch.Tensor, retrieved: Retrieved) -> dict:
     """From Q and the tokenized names: name_features, projected, lm_logits over prompt and caption, lm_loss of its labels."""
     language = model.language
-    projected = model.visual_vectors(queries, ids, mask)
+    projected = model.visual_vectors(queries, retrieved)
     prompt = language.prompt(projected, [[]] * len(projected)).embeddings
     inputs = torch.cat([prompt, language.embed(recorded["caption_ids"])], dim=1)
     output = language.llm(inputs_embeds=inputs, attention_mask=recorded["attention_mask"], labels=recorded["labels"])
-    features = model.name_features(queries, ids, mask)
+    features = model.name_features(queries, retrieved)
     return {"name_features": features, "projected": projected, "lm_logits": output.logits, "lm_loss": output.loss}
 
 

@@ -10,7 +10,21 @@ from evcap.config import VisionConfig
 ON_CPU = 8  # pictures that go through EfficientNet together on CPUs: twice as fast as 32, whose maps outgrow the cache
 
 
-class EfficientNetLite(nn.Module):
+class VisionEncoder(nn.Module):
+    """A frozen tower: pixels (B,3,H,W) -> patch tokens (B,P,C) float32, `prefix` class tokens, then those of `grid` by rows."""
+
+    prefix = 0
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch tokens that an image of so many pixels gives."""
+        raise NotImplementedError
+
+    def pyramid(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Feature maps (B,C,h,w), finest first, of towers that have several resolutions; () for the others."""
+        return ()
+
+
+class EfficientNetLite(VisionEncoder):
     """EfficientNet-Lite2 without its classifier; each position of the last feature map is one patch token.
 
     The image size should stay even through five halvings (224, 256, 288): TensorFlow's "same" padding turns
@@ -32,9 +46,30 @@ class EfficientNetLite(nn.Module):
         maps = torch.cat([self.network.extract_features(part) for part in parts])
         return maps.flatten(2).transpose(1, 2)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // 32), -(-width // 32)
 
-class Blip2Vit(nn.Module):
+    def pyramid(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps at strides 4, 8, 16 and 32 with 24, 48, 120 and 1280 channels; the last holds the patch tokens."""
+        network, maps = self.network, []
+        x = network._swish(network._bn0(network._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
+        for block, following in zip(network._blocks, [*network._blocks[1:], None], strict=True):
+            x = block(x)
+            stride = pixels.shape[-1] / x.shape[-1]
+            if following is not None and _halves(following) and stride >= 4:
+                maps.append(x)
+        return *maps, network._swish(network._bn1(network._conv_head(x)))
+
+
+def _halves(block: nn.Module) -> bool:
+    stride = block._block_args.stride
+    return (stride[0] if isinstance(stride, list) else stride) == 2
+
+
+class Blip2Vit(VisionEncoder):
     """BLIP-2's EVA-CLIP ViT-g with its final LayerNorm (transformers' Blip2VisionModel); token 0 is the class token."""
+
+    prefix = 1
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -52,17 +87,21 @@ class Blip2Vit(nn.Module):
                 hidden_act="gelu",
             )
         )
+        self._patch = config.patch_size
         self.network.post_layernorm.eps = 1e-5  # LAVIS keeps this norm outside the tower, with PyTorch's default eps
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B,3,S,S) normalised float -> (B, 1 + (S/patch)^2, width) float32; the tower itself may be half precision."""
         return self.network(pixels.to(self.network.dtype)).last_hidden_state.float()
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self._patch, width // self._patch
+
 
 TOWERS = {"efficientnet-lite2": EfficientNetLite, "blip2-vit": Blip2Vit}
 
 
-def build_backbone(config: VisionConfig) -> nn.Module:
+def build_backbone(config: VisionConfig) -> VisionEncoder:
     """The tower named by `config.kind`, in eval mode, not trainable. Raises ValueError for an unknown kind."""
     if config.kind not in TOWERS:
         raise ValueError(f"unknown vision tower '{config.kind}', known: {', '.join(TOWERS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,22 +12,37 @@ from torch import nn
 from evcap.backbone import build_backbone
 from evcap.config import DecodingConfig, Preset
 from evcap.errors import EvcapError
-from evcap.fusion import NameFusion
-from evcap.language import Hypothesis, LanguageModel, PackedCaptions
+from evcap.fusion import NameFusion, Retrieved
+from evcap.language import Block, Hypothesis, LanguageModel, PackedCaptions
 from evcap.qformer import QFormer
 from evcap.runtime import full_precision
 
+# what parts of the model were called in files of trained tensors, and are called now
+NOW = {"patch_door.": "patch_norm."}
+FORMER = re.compile("|".join(re.escape(name) for name in NOW))
 
-class PatchDoor(nn.Module):
-    """LayerNorm and learned positions for patch tokens of a convolutional tower, which carry neither."""
+
+class PatchEmbeddingNorm(nn.Module):
+    """LayerNorm and learned positions for patch tokens of a convolutional tower, which carry neither.
+
+    The positions are of a square grid; for another one they are interpolated, as ViT does (arXiv 2010.11929, section 3.2).
+    """
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.position = nn.Parameter(torch.zeros(1, tokens, width))
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.norm(patches) + self.position
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """patches (B,rows*columns,C) of a grid (rows, columns), by default the one it learned. ValueError if it is another."""
+        side = math.isqrt(self.position.shape[1])
+        position = self.position
+        if grid not in (None, (side, side)):
+            square = position.view(1, side, side, -1).permute(0, 3, 1, 2)
+            position = nn.functional.interpolate(square, grid, mode="bicubic").flatten(2).transpose(1, 2)
+        if patches.shape[1] != position.shape[1]:
+            raise ValueError(f"{patches.shape[1]} patch tokens are no grid of {position.shape[1]}")
+        return self.norm(patches) + position
 
 
 class EVCap(nn.Module):
@@ -36,7 +53,7 @@ class EVCap(nn.Module):
         self.preset = preset
         vision, width = preset.vision, preset.image_qformer.width
         self.backbone = build_backbone(vision) if backbone is None else backbone
-        self.patch_door = PatchDoor(vision.tokens, vision.width) if preset.patch_positions else nn.Identity()
+        self.patch_norm = PatchEmbeddingNorm(vision.tokens, vision.width) if preset.patch_positions else None
         self.image_qformer = QFormer(preset.image_qformer, preset.image_queries, vision.width)
         self.fusion = NameFusion(preset)
         self.projection = nn.Linear(width, preset.language.hidden)
@@ -48,44 +65,46 @@ class EVCap(nn.Module):
         with full_precision(pixels.device):
             return self.backbone(pixels)
 
-    def query_features(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (B,P,C) -> Q (B,32,W)."""
-        queries = self.image_qformer(self.patch_door(patches))
+    def query_features(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """Patch tokens (B,P,C), of whatever count, -> Q (B,32,W). grid: their rows and columns, if not the preset's own."""
+        queries = self.image_qformer(self.normed(patches, grid))
         return nn.functional.normalize(queries, dim=-1) if self.preset.unit_queries else queries
 
-    def name_features(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
-        """Q (B,32,W) and tokenized names (B,L) -> V (B,8,W)."""
-        return self.fusion(name_ids, name_mask, queries)
+    def normed(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """Patch tokens as the Q-Former takes them."""
+        return patches if self.patch_norm is None else self.patch_norm(patches, grid)
 
-    def visual_vectors(self, queries: torch.Tensor, name_ids: torch.Tensor, name_mask: torch.Tensor) -> torch.Tensor:
+    def name_features(self, queries: torch.Tensor, retrieved: Retrieved) -> torch.Tensor:
+        """Q (B,32,W) and names -> V (B,8,W)."""
+        return self.fusion(retrieved, queries)
+
+    def visual_vectors(self, queries: torch.Tensor, retrieved: Retrieved) -> torch.Tensor:
         """concat[Q,V] projected into the language model: (B,40,d)."""
-        return self.projection(torch.cat([queries, self.name_features(queries, name_ids, name_mask)], dim=1))
+        return self.projection(torch.cat([queries, self.name_features(queries, retrieved)], dim=1))
 
     def loss(
         self,
         queries: torch.Tensor,
-        name_ids: torch.Tensor,
-        name_mask: torch.Tensor,
-        names: Sequence[Sequence[str]],
+        retrieved: Retrieved,
         captions: PackedCaptions,
         tail_slots: int = 0,
+        further: Sequence[Block] = (),
     ) -> torch.Tensor:
-        """Mean cross-entropy of the caption tokens of B pictures."""
-        vectors = self.visual_vectors(queries, name_ids, name_mask)
-        return self.language.loss(self.language.prompt(vectors, names, tail_slots), captions)
+        """Mean cross-entropy of the caption tokens of B pictures. further: blocks of the prompt behind the visual vectors."""
+        vectors = self.visual_vectors(queries, retrieved)
+        return self.language.loss(self.language.prompt(vectors, retrieved.names, tail_slots, further), captions)
 
     def generate(
         self,
         queries: torch.Tensor,
-        name_ids: torch.Tensor,
-        name_mask: torch.Tensor,
-        names: Sequence[Sequence[str]],
+        retrieved: Retrieved,
         num_captions: int,
         decoding: DecodingConfig,
+        further: Sequence[Block] = (),
     ) -> list[list[Hypothesis]]:
         """`num_captions` captions for each of B pictures, likeliest first."""
-        vectors = self.visual_vectors(queries, name_ids, name_mask)
-        return self.language.decode(self.language.prompt(vectors, names), num_captions, decoding)
+        vectors = self.visual_vectors(queries, retrieved)
+        return self.language.decode(self.language.prompt(vectors, retrieved.names, 0, further), num_captions, decoding)
 
 
 def skeleton(preset: Preset) -> EVCap:
@@ -110,6 +129,7 @@ def trained_parts(model: EVCap) -> dict[str, torch.Tensor]:
 
 def load_parts(model: EVCap, given: dict[str, torch.Tensor], where: str) -> None:
     """Copy trained tensors into the model: all of them, each of its shape; EvcapError names the first that does not fit."""
+    given = {FORMER.sub(lambda match: NOW[match[0]], name): tensor for name, tensor in given.items()}
     wanted = trained_parts(model)
     for name, tensor in wanted.items():
         if name not in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +13,18 @@ from evcap.qformer import QFormer
 
 SEPARATOR = " [SEP] "
 MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap release
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What was retrieved for B pictures: names, best first, and their word pieces, ids (B,L) int64 and mask (B,L) bool."""
+
+    names: list[list[str]]
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device) -> Retrieved:
+        return Retrieved(self.names, self.ids.to(device), self.mask.to(device))
 
 
 class NameEmbeddings(nn.Module):
@@ -37,9 +50,9 @@ class NameFusion(nn.Module):
         self.embeddings = NameEmbeddings(preset.vocab_size, config.width, config.layer_norm_eps)
         self.qformer = QFormer(config, preset.name_queries, config.width, has_guests=True)
 
-    def forward(self, name_ids: torch.Tensor, name_mask: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        """name_ids (B,L) int64, name_mask (B,L) bool, Q (B,32,W) -> V (B,8,W)."""
-        return self.qformer(self.embeddings(name_ids), name_mask, guests=queries)
+    def forward(self, retrieved: Retrieved, queries: torch.Tensor) -> torch.Tensor:
+        """Names of B pictures and their Q (B,32,W) -> V (B,8,W)."""
+        return self.qformer(self.embeddings(retrieved.ids), retrieved.mask, guests=queries)
 
 
 class NameTokenizer:
@@ -52,8 +65,10 @@ class NameTokenizer:
         self._tokenizer.enable_padding(pad_id=0)
         self._tokenizer.enable_truncation(MAX_PIECES)
 
-    def __call__(self, names: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """B lists of names -> ids (B,L) int64, mask (B,L) bool. An empty list becomes [CLS] [SEP]."""
+    def __call__(self, names: Sequence[Sequence[str]]) -> Retrieved:
+        """B lists of names. An empty list becomes [CLS] [SEP]."""
         rows = self._tokenizer.encode_batch([SEPARATOR.join(row) for row in names])
         ids = torch.tensor([row.ids for row in rows])
-        return ids, torch.tensor([row.attention_mask for row in rows], dtype=torch.bool)
+        return Retrieved(
+            [list(row) for row in names], ids, torch.tensor([row.attention_mask for row in rows], dtype=torch.bool)
+        )

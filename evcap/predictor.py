@@ -40,7 +40,8 @@ class Caption:
 def encoder_fingerprint(model: EVCap) -> str:
     """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
     tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
-    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in model.patch_door.state_dict().items()})
+    norm = {} if model.patch_norm is None else model.patch_norm.state_dict()
+    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norm.items()})  # "door": what memories were made with
     if model.preset.blip2:  # towers differ from file to file; these three tensors, seconds faster than all, tell which it is
         tower = model.backbone.network
         last = tower.encoder.layers[-1].mlp.fc2.weight
@@ -121,6 +122,16 @@ class Captioner:
         return self.caption_features(queries, num_captions, beams, min_length, max_length, batch_size)
 
     @torch.inference_mode()
+    def caption_patches(self, patches: torch.Tensor, grid: tuple[int, int] | None = None, **options) -> list[Caption]:
+        """Caption from patch tokens (N,P,C), those of the tower or any made of them: their count and grid are free.
+
+        grid: their rows and columns, if not those of the preset's own image size. options: as `caption_features` takes them.
+        """
+        with full_precision(self.device):
+            queries = self.model.query_features(patches.to(self.device), grid).cpu()
+        return self.caption_features(queries, **options)
+
+    @torch.inference_mode()
     def caption_features(
         self,
         queries: torch.Tensor,
@@ -142,8 +153,8 @@ class Captioner:
             batch = queries[start : start + batch_size]
             names = self.retrieve(batch)
             plain = [[n.name for n in row] for row in names]
-            inputs = (tensor.to(self.device) for tensor in (batch, *self._tokenize(plain)))
-            hypotheses = self.model.generate(*inputs, plain, found, decoding)
+            retrieved = self._tokenize(plain).to(self.device)
+            hypotheses = self.model.generate(batch.to(self.device), retrieved, found, decoding)
             if choosing:
                 hypotheses = self._choice(batch, hypotheses, plain, decoding, self.phrases)
             captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
@@ -202,7 +213,7 @@ class Captioner:
     @torch.inference_mode()
     def attention(self, image: Picture) -> np.ndarray:
         """Where each of the 32 queries looks, (32,rows,columns) float32; each map sums to 1."""
-        patches = self.model.patch_door(self.patch_tokens([image]))
-        side = round(patches.shape[1] ** 0.5)
-        maps = self.model.image_qformer.attention_map(patches)[0, :, -side * side :]  # a class token is left out
-        return maps.view(-1, side, side).float().cpu().numpy()
+        patches = self.model.normed(self.patch_tokens([image]))
+        rows, columns = self.model.backbone.grid(*[self.preset.vision.image_size] * 2)
+        maps = self.model.image_qformer.attention_map(patches)[0, :, self.model.backbone.prefix :]
+        return maps.view(-1, rows, columns).float().cpu().numpy()

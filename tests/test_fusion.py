@@ -48,7 +48,8 @@ def test_embeddings_are_berts():
 @torch.no_grad()
 def test_equals_transformers_layers_with_two_feed_forwards(fusion, queries):
     """BLIP-2's layers with a text branch; they mask nothing in self-attention here and look at the names as at an image."""
-    ids, mask = TOKENIZE(BATCH)
+    names = TOKENIZE(BATCH)
+    ids, mask = names.ids, names.mask
     config = Blip2QFormerConfig(
         hidden_size=24,
         num_hidden_layers=4,
@@ -69,28 +70,29 @@ def test_equals_transformers_layers_with_two_feed_forwards(fusion, queries):
         encoder_attention_mask=torch.zeros(3, 1, 1, ids.shape[1]).masked_fill(~mask[:, None, None], hidden),
         query_length=3,
     ).last_hidden_state[:, :3]
-    torch.testing.assert_close(fusion(ids, mask, queries), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fusion(names, queries), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_equals_loops_over_heads_and_positions(fusion, queries):
-    ids, mask = TOKENIZE(BATCH)
+    names = TOKENIZE(BATCH)
+    ids, mask = names.ids, names.mask
     expected = written_out(fusion.qformer, fusion.embeddings(ids), mask, queries)
-    torch.testing.assert_close(fusion(ids, mask, queries), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fusion(names, queries), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_longer_names_of_a_neighbour_change_nothing(fusion, queries):
-    together = fusion(*TOKENIZE(BATCH), queries)
+    together = fusion(TOKENIZE(BATCH), queries)
     for n, names in enumerate(BATCH):
-        alone = fusion(*TOKENIZE([names]), queries[n : n + 1])
+        alone = fusion(TOKENIZE([names]), queries[n : n + 1])
         torch.testing.assert_close(alone[0], together[n], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_names_their_order_and_the_picture_all_count(fusion, queries):
     def features(names, q=queries[:1]):
-        return fusion(*TOKENIZE([names]), q)
+        return fusion(TOKENIZE([names]), q)
 
     base = features(["dog", "cat"])
     assert not torch.allclose(base, features(["dog", "car"]), atol=1e-3)
@@ -101,11 +103,12 @@ def test_names_their_order_and_the_picture_all_count(fusion, queries):
 @torch.no_grad()
 def test_queries_of_the_picture_are_a_set(fusion, queries):
     names = TOKENIZE(BATCH)
-    torch.testing.assert_close(fusion(*names, queries.flip(1)), fusion(*names, queries), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fusion(names, queries.flip(1)), fusion(names, queries), atol=1e-5, rtol=1e-5)
 
 
 def test_known_word_pieces():
-    ids, mask = TOKENIZE([["frisbee", "tree", "teddy bear"], ["fire-hydrant", "woman"], []])
+    names = TOKENIZE([["frisbee", "tree", "teddy bear"], ["fire-hydrant", "woman"], []])
+    ids, mask = names.ids, names.mask
     assert ids.tolist() == [
         [CLS, 10424, 2483, 11306, SEP, 3392, SEP, 11389, 4562, SEP],
         [CLS, 2543, 1011, 26018, 3372, SEP, 2450, SEP, PAD, PAD],
@@ -116,7 +119,7 @@ def test_known_word_pieces():
 
 
 def test_case_and_accents_are_folded():
-    assert TOKENIZE([["Café"]])[0].tolist() == TOKENIZE([["cafe"]])[0].tolist()
+    assert TOKENIZE([["Café"]]).ids.tolist() == TOKENIZE([["cafe"]]).ids.tolist()
 
 
 NAMES = st.lists(st.text("abcdefghij -'é", min_size=1, max_size=12).filter(str.strip), max_size=8)
@@ -126,18 +129,20 @@ NAMES = st.lists(st.text("abcdefghij -'é", min_size=1, max_size=12).filter(str.
 @settings(max_examples=60, deadline=None)
 @example([["a" * 300, "b"]])
 def test_a_row_is_its_names_one_by_one_with_separators(rows):
-    ids, mask = TOKENIZE(rows)
+    names = TOKENIZE(rows)
+    ids, mask = names.ids, names.mask
     assert ids.shape == mask.shape == (len(rows), mask.sum(1).max())
     for row, visible, names in zip(ids, mask, rows, strict=True):
         expected = [CLS]
         for name in names:
-            expected += TOKENIZE([[name]])[0][0, 1:].tolist()  # a single name is [CLS] pieces [SEP]
+            expected += TOKENIZE([[name]]).ids[0, 1:].tolist()  # a single name is [CLS] pieces [SEP]
         assert row[visible].tolist() == (expected if names else [CLS, SEP])
         assert (row[~visible] == PAD).all()
         assert visible[: len(expected)].all()  # padding comes last
 
 
 def test_long_lists_are_cut_and_still_end_in_a_separator():
-    ids, mask = TOKENIZE([["zebra"] * 200, ["dog"]])
+    names = TOKENIZE([["zebra"] * 200, ["dog"]])
+    ids, mask = names.ids, names.mask
     assert ids.shape == (2, MAX_PIECES) and ids[0, -1] == SEP and mask[0].all()
     assert mask[1].sum() == 3

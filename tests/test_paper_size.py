@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evcap.captioner import EVCap, trained_parts
 from evcap.config import load_preset
+from evcap.fusion import Retrieved
 from evcap.language import LanguageModel
 
 
@@ -62,7 +63,7 @@ def test_fusion_trains_too_by_default(model):
 def test_shapes_of_the_chain(model):
     with torch.device("meta"):
         queries = model.query_features(torch.zeros(2, 257, 1408))
-        names = torch.zeros(2, 20, dtype=torch.long), torch.ones(2, 20, dtype=torch.bool)
+        names = Retrieved([[], []], torch.zeros(2, 20, dtype=torch.long), torch.ones(2, 20, dtype=torch.bool))
         assert queries.shape == (2, 32, 768)
-        assert model.name_features(queries, *names).shape == (2, 8, 768)
-        assert model.visual_vectors(queries, *names).shape == (2, 40, 5120)
+        assert model.name_features(queries, names).shape == (2, 8, 768)
+        assert model.visual_vectors(queries, names).shape == (2, 40, 5120)

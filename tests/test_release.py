@@ -15,6 +15,7 @@ from torch import nn
 from evcap.captioner import EVCap, skeleton, trained_parts
 from evcap.checkpoints import read_tensors
 from evcap.errors import EvcapError
+from evcap.fusion import Retrieved
 from evcap.release import read_release, read_release_memory
 
 TRAINED = ("query_tokens", "query_tokens_txt", "llama_proj.weight", "llama_proj.bias")
@@ -65,7 +66,7 @@ def test_a_checkpoint_with_its_fusion_is_the_whole_trained_part(preset, files):
     norm = tensors[f"{start}.LayerNorm.weight"], tensors[f"{start}.LayerNorm.bias"]
     words = nn.functional.layer_norm(words, (24,), *norm, 1e-12)
     expected = written_out(model.fusion.qformer, words, mask, queries)
-    torch.testing.assert_close(model.name_features(queries, ids, mask), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.name_features(queries, Retrieved([[], []], ids, mask)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_first_of_two_files_counts(preset, files, tmp_path):

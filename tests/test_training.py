@@ -226,7 +226,7 @@ def test_only_what_a_recipe_trains_has_moved():
         straight(recipe)
         end = read_safetensors(world() / f"{recipe}-straight" / "last.safetensors")
         moved[recipe] = {k.split(".")[0] for k in end if not torch.equal(end[k], begin[k].half())}
-    assert moved["pretrain"] == {"patch_door", "image_qformer", "projection", "language", "text_projection"}
+    assert moved["pretrain"] == {"patch_norm", "image_qformer", "projection", "language", "text_projection"}
     assert moved["train"] == {"fusion", "projection", "language"}
 
 

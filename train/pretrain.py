@@ -196,7 +196,7 @@ def main(
     model.train()
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        pretrained_here = name.startswith(("patch_door", "image_qformer", "text_projection"))
+        pretrained_here = name.startswith(("patch_norm", "image_qformer", "text_projection"))
         for_captions = name.startswith("projection") or name.endswith((".down", ".up"))
         parameter.requires_grad_(pretrained_here or (for_captions and config.caption_weight > 0))
     if config.compile and config.caption_weight:

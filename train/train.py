@@ -84,8 +84,8 @@ class Trainer(nn.Module):
         """texts_for: Q -> (names, PackedCaptions) of these pictures."""
         queries = self._look(given) if self.looks else given
         names, captions = texts_for(queries.detach())
-        ids, mask = (tensor.to(given.device) for tensor in self._tokenize(names))
-        return self.model.loss(queries, ids, mask, names, captions.to(given.device), self.tail_slots)
+        retrieved = self._tokenize(names).to(given.device)
+        return self.model.loss(queries, retrieved, captions.to(given.device), self.tail_slots)
 
     def _look(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
