@@ -58,3 +58,23 @@ def two_workers(monkeypatch):
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A folder with a random CLIP for pictures of 32 pixels, its tokenizer and its image processor."""
+    import torch
+    from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from evcap.weights import MINILM_TOKENIZER
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = text | {"image_size": 32, "patch_size": 8}
+    text |= {"vocab_size": 30522, "eos_token_id": 102, "bos_token_id": 101, "pad_token_id": 0}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    tokenizer = BertTokenizerFast(tokenizer_file=str(MINILM_TOKENIZER.locate()), model_max_length=77)
+    size = {"height": 32, "width": 32}
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(folder)
+    return folder

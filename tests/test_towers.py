@@ -8,24 +8,6 @@ from PIL import Image
 from evcap.errors import EvcapError
 from evcap.similarity import nearest_query
 from evcap.uhr.towers import ClipTower, QueryTower
-from evcap.weights import MINILM_TOKENIZER
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A folder with a random CLIP for pictures of 32 pixels, its tokenizer and its image processor."""
-    from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = text | {"image_size": 32, "patch_size": 8}
-    text |= {"vocab_size": 30522, "eos_token_id": 102, "bos_token_id": 101, "pad_token_id": 0}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
-    tokenizer = BertTokenizerFast(tokenizer_file=str(MINILM_TOKENIZER.locate()), model_max_length=77)
-    size = {"height": 32, "width": 32}
-    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(folder)
-    return folder
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -58,7 +40,7 @@ def test_the_fingerprint_tells_towers_apart(clip, tmp_path):
 
 
 def test_what_is_no_clip_is_refused_in_one_line(tmp_path):
-    with pytest.raises(EvcapError, match="text tower .* cannot be opened") as caught:
+    with pytest.raises(EvcapError, match="CLIP .* cannot be opened") as caught:
         ClipTower(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -9,13 +9,11 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from torch import nn
 
+from evcap.dual_encoder import DualEncoder
 from evcap.errors import EvcapError
 from evcap.predictor import Captioner
-from evcap.runtime import tower_dtype
 from evcap.similarity import TextTower
-from evcap.weights import fingerprint
 
 
 class Tower(Protocol):
@@ -58,19 +56,10 @@ class ClipTower:
     """A dual encoder of transformers, CLIP or SigLIP: one vector a tile. RemoteCLIP and GeoRSCLIP are CLIPs, once converted."""
 
     def __init__(self, folder: str | Path, device: torch.device | None = None):
-        """folder: of a model with tokenizer and image processor, or a hub name. Raises EvcapError for what is no such model."""
-        from transformers import AutoModel, AutoProcessor
-
-        self._device = device or torch.device("cpu")
-        try:
-            self._model = AutoModel.from_pretrained(folder, dtype=tower_dtype(True, self._device)).to(self._device).eval()
-            self._processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError, ImportError) as error:
-            raise EvcapError(f"text tower '{folder}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
-        if not hasattr(self._model, "get_text_features"):
-            raise EvcapError(f"text tower '{folder}' is no CLIP or SigLIP: it has no text side")
-        vision = self._model.config.vision_config
-        self.image_size = vision.image_size
+        """folder: as `DualEncoder` takes its source."""
+        self._encoder = DualEncoder(folder, device)
+        self.image_size = self._encoder.image_size
+        self.read = self._encoder.texts
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -78,20 +67,9 @@ class ClipTower:
 
     @cached_property
     def encoder_fingerprint(self) -> str:
-        return fingerprint({k: v.cpu().half() for k, v in self._model.state_dict().items()}, self._model.config.to_dict())
+        return self._encoder.fingerprint()
 
-    @torch.inference_mode()
     def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
         # squashed, as the captioner sees it: the usual crop of the middle would leave out what lies at the border of a tile
         square = [image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC) for image in images]
-        inputs = self._processor(images=square, return_tensors="pt").to(self._device)
-        return _vectors(self._model.get_image_features(**inputs))[:, None].float().cpu()
-
-    @torch.inference_mode()
-    def read(self, phrases: Sequence[str]) -> torch.Tensor:
-        inputs = self._processor(text=list(phrases), padding=True, truncation=True, return_tensors="pt").to(self._device)
-        return nn.functional.normalize(_vectors(self._model.get_text_features(**inputs)).float(), dim=-1).cpu()
-
-
-def _vectors(output) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
+        return self._encoder.images(square)[:, None]
