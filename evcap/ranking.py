@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,13 @@ def ranked_names(similarity: np.ndarray, entry: np.ndarray, names: Sequence[str]
     return list(kept.values())[:limit]
 
 
+def image_key(name: str) -> str:
+    """What tells a picture from others, however a set spells its file: COCO's is its id, 000000000009.jpg in LVIS,
+    COCO_train2014_000000000009.jpg in the Karpathy splits; any other is its name."""
+    coco = re.search(r"(?:^|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+$", name)
+    return f"COCO {int(coco[1])}" if coco else name
+
+
 class Owners:
     """Which of M entries come from which picture, told once so that a search need not look at all of them."""
 
@@ -44,7 +52,7 @@ class Owners:
         """images: the picture of each entry; the list is kept, to see whether it is still the memory's."""
         self.images, self._count = images, len(images)
         self._numbers: dict[str, int] = {}
-        self._of_entry = np.array([self._numbers.setdefault(i, len(self._numbers)) for i in images], np.int64)
+        self._of_entry = np.array([self._numbers.setdefault(image_key(i), len(self._numbers)) for i in images], np.int64)
         self._entries = np.bincount(self._of_entry)
 
     def made_from(self, images: list[str]) -> bool:
@@ -70,4 +78,4 @@ class Owners:
 
     def _numbers_of(self, images: Sequence[str]) -> np.ndarray:
         """(B,) int64; -1 for a picture that no entry comes from."""
-        return np.array([self._numbers.get(image, -1) for image in images], np.int64)
+        return np.array([self._numbers.get(image_key(image), -1) for image in images], np.int64)

@@ -9,6 +9,7 @@ import pytest
 from test_memory import rule_of_the_release, unit
 
 from evcap.memory import VisualNameMemory
+from evcap.ranking import image_key
 
 SETTINGS = [(5, 32, 10), (1, 32, 10), (3, 96, 40), (5, 8, 3), (20, 640, 50), (5, 1, 10)]  # hits, keep, names; release, paper
 
@@ -73,3 +74,17 @@ def test_excluding_a_photos_nearest_picture_changes_what_is_found(memory, featur
     images = [memory.images[best % len(memory)] for best in cosines.reshape(len(features), -1).argmax(1)]
     for free, barred in zip(memory.search(features), memory.search(features, exclude=images), strict=True):
         assert free[0].similarity > barred[0].similarity
+
+
+def test_a_picture_is_known_by_its_id_however_its_file_is_spelled(features):
+    """COCO's Karpathy splits and LVIS name one photo in two ways; both leave its own entries out, those of others stay."""
+    keys = features.mean(1)
+    lvis = [f"train2017/{number:012}.jpg" for number in range(len(keys))]
+    names = [f"thing {number}" for number in range(len(keys))]
+    memory = VisualNameMemory.build(keys, names, ["lvis"] * len(keys), lvis, "test")
+    for spelling in ("COCO_train2014_{:012}.jpg", "{:012}.jpg", "train2017/{:012}.jpg", "val2014/COCO_val2014_{:012}.jpg"):
+        found = memory.search(features, exclude=[spelling.format(number) for number in range(len(keys))])
+        for number, row in enumerate(found):
+            said = {name.name for name in row}
+            assert names[number] not in said and len(said) > 1
+    assert image_key("dog/1.jpg") != image_key("cat/1.jpg") and image_key("123456789012.jpg") != image_key("x123456789012.jpg")
