@@ -16,13 +16,10 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -37,7 +34,7 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.report import results_markdown
-from evcap.runtime import use_all_cores
+from evcap.runtime import processes, use_all_cores
 from evcap.shards import finished, marks, open_shard
 from evcap.vocabulary import naming_statistics
 
@@ -131,9 +128,7 @@ def main(
     training_captions = read_caption_texts(data / config.seen) if config.seen else None
     folder.mkdir(parents=True, exist_ok=True)
 
-    # without `cpu` each of several processes takes itself for the only one where there is no GPU (accelerate 1.15); the
-    # first to finish its share waits for the last, however long
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    state = processes()
     use_all_cores(state.device, state.num_processes)
     captioner = evcap.load(config.preset, config.memory, str(state.device))
     made_by = marks(config.preset, captioner)

@@ -26,8 +26,9 @@ from evcap.weights import (
 )
 
 
-def build_language(config: LanguageConfig, precision: str, device: torch.device) -> LanguageModel:
+def build_language(config: LanguageConfig, precision: str, device: torch.device, sharded: bool = False) -> LanguageModel:
     """The frozen language model of a preset with its tokenizer, in eval mode. precision: as `runtime.language_dtype` takes it.
+    sharded: as in `build_model`; it computes on `device` then, but lies on the CPU.
 
     Raises EvcapError when there is no such model here, or when it is not of the preset's width.
     """
@@ -38,7 +39,7 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device)
     folder = smollm2_folder() if config.kind == "smollm2-135m" else config.kind
     # eager on CPUs: the backward pass of the fused kernel is several times slower there
     settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision, device)
-    if device.type != "cpu":
+    if device.type != "cpu" and not sharded:
         settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
     try:
         llm = AutoModelForCausalLM.from_pretrained(folder, **settings)
@@ -94,12 +95,14 @@ def build_model(
     precision: str | None = None,
     device: torch.device | None = None,
     speaks: bool = True,
+    sharded: bool = False,
 ) -> EVCap:
     """The whole model in eval mode; `trained`: a safetensors file of `trained_parts`, None = untrained.
 
     precision: of the frozen language model, in place of the preset's. The image tower is `runtime.tower_dtype`, all else
     float32. device: the CPU unless named. speaks: False leaves the language model
-    out; what remains makes query features and memory keys.
+    out; what remains makes query features and memory keys. sharded: the language model stays on the CPU, whole in the first
+    process of a machine and empty in the others, for FSDP or ZeRO to take it apart.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
     do not go together.
     """
@@ -110,7 +113,7 @@ def build_model(
     try:
         language = nn.Identity()
         if speaks:
-            language = build_language(preset.language, precision or preset.language.precision, device)
+            language = build_language(preset.language, precision or preset.language.precision, device, sharded)
         with torch.device("meta") if blip2 else nullcontext():  # a billion numbers need not be drawn to be replaced
             backbone = build_backbone(preset.vision)
         model = EVCap(preset, language, backbone)
@@ -126,7 +129,10 @@ def build_model(
         if not speaks:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("language.")}
         load_parts(model, tensors, str(trained))
-    return model.to(device).eval()
+    for name, part in model.named_children():
+        if not (sharded and name == "language"):
+            part.to(device)
+    return model.eval()
 
 
 def name_tokenizer() -> NameTokenizer:

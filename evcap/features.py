@@ -19,6 +19,7 @@ from evcap.files import write_text
 from evcap.images import open_image, to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.prefetch import prefetched
+from evcap.ranking import image_key
 from evcap.runtime import full_precision
 from evcap.text import SentenceEmbedder
 from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
@@ -170,9 +171,9 @@ def cached_names(
 ) -> list[list[str]]:
     """Names of each picture from its Q (N,32,W), its own memory entries left out; on disk until the memory changes.
 
-    images: the pictures' file names, as memory entries call them. key: tells these rows from others.
+    images: the pictures' file names, which memory entries may spell otherwise (`image_key`). key: tells these rows from others.
     """
-    told = json.dumps([key, memory.fingerprint(), dataclasses.asdict(rule), list(images)]).encode()
+    told = json.dumps([key, memory.fingerprint(), dataclasses.asdict(rule), list(map(image_key, images))]).encode()
     path = cache_folder() / "features" / f"{hashlib.sha256(told).hexdigest()[:16]}.names.json"
     if path.exists():
         return json.loads(path.read_bytes())

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
@@ -21,10 +21,22 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.errors import EvcapError
 from evcap.features import Share
-from evcap.runtime import training_precision, use_all_cores
+from evcap.runtime import processes, training_precision, use_all_cores
 from evcap.training import RunFolder, parameter_groups
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Learner(nn.Module):
+    """What accelerate wraps: a model without its frozen tower, which every process keeps whole and nobody exchanges.
+
+    Subclasses give the loss in `forward`, from `model`.
+    """
+
+    def __init__(self, model: EVCap):
+        super().__init__()
+        self.parts = nn.ModuleDict({name: part for name, part in model.named_children() if name != "backbone"})
+        self.__dict__["model"] = model  # no submodule, or the tower would come along
 
 
 class TrainingLoop:
@@ -37,9 +49,12 @@ class TrainingLoop:
 
     def __init__(self, config, quiet: bool):
         self.config = config
-        state = PartialState()  # which GPU is this process's is known from here on
+        state = processes()
         precision = training_precision(state.device)
-        self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=config.output)
+        logged = {"log_with": "tensorboard", "project_dir": config.output}
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu", **logged)
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            _shard_on_cpus(self.accelerator, precision)
         use_all_cores(state.device, state.num_processes)
         torch.manual_seed(config.seed)
         self.quiet = quiet or not self.accelerator.is_main_process
@@ -54,22 +69,22 @@ class TrainingLoop:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
         return self.accelerator.local_process_index, beside
 
-    def start(self, trainer: nn.Module, model: EVCap, pictures: int, last_rate: float = 0.0) -> nn.Module:
+    def start(self, trainer: Learner, pictures: int, last_rate: float = 0.0) -> nn.Module:
         """Optimizer and schedule for the parameters of `trainer` that need gradients; returns the wrapped trainer.
 
-        trainer: the module whose forward pass gives the loss; `model` inside it is what checkpoints hold. last_rate: share of
-        the learning rate that is left at the end of its cosine.
+        trainer: its forward pass gives the loss, its model is what checkpoints hold. last_rate: share of the learning rate
+        that is left at the end of its cosine.
         """
-        config = self.config
+        config, model = self.config, trainer.model
         self.model, self.pictures = model, pictures
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.steps_per_epoch = pictures // self.step_size
         if not self.steps_per_epoch:
             raise EvcapError(f"a step takes {self.step_size} pictures (batch x accumulate x processes), there are {pictures}")
         if self.sharded and config.validate:
-            raise EvcapError("validation runs in one process, which holds a part of a sharded model: set validate to 0")
+            raise EvcapError("a process that holds a part of a model cannot caption with it alone: set validate to 0")
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or 10**9)
-        saved = self.run.checkpoint()
+        saved = broadcast_object_list([self.run.checkpoint() if self.accelerator.is_main_process else None])[0]
         self.done = saved["step"] if saved else 0
         if saved:
             load_parts(model, saved["tensors"], saved["file"])
@@ -84,6 +99,8 @@ class TrainingLoop:
                 raise EvcapError("DeepSpeed updates after every backward pass here: set accumulate to 1, and a larger batch")
             # it asks for the batch size, which it would else take from a data loader
             self.accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch
+        # frozen tensors are alike in all processes: they came from the same files
+        trainer._ddp_params_and_buffers_to_ignore = [name for name, p in trainer.named_parameters() if not p.requires_grad]
         self.trainer, self.optimizer = self.accelerator.prepare(trainer, optimizer)
         if saved:
             self._load_optimizer(saved)
@@ -134,7 +151,8 @@ class TrainingLoop:
         """Picture numbers and a seed for every forward pass; an update follows the last pass of each step.
 
         The caller hands each pass's loss to `backward`. Every step is seeded by (seed, step), so a resumed run repeats the
-        same draws. validate: scores, run at the end of each epoch and of the run; the best "cider" is kept.
+        same draws. validate: scores, called by every process at the end of each epoch and of the run; those of the main
+        process count, and its best "cider" is kept.
         """
         config, seed = self.config, self.config.seed
         best = max((r["cider"] for r in self.run.records() if "cider" in r), default=-1.0)
@@ -155,7 +173,7 @@ class TrainingLoop:
                 bar.update()
                 bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
                 last = step + 1 == self.total
-                if config.validate and (last or inside + 1 == self.steps_per_epoch) and self.accelerator.is_main_process:
+                if config.validate and (last or inside + 1 == self.steps_per_epoch):
                     best = self._validate(validate, step, epoch, best, bar)
                 if last:
                     tensors = self._save(step + 1)
@@ -170,6 +188,12 @@ class TrainingLoop:
     def _agreed(self, due: bool) -> bool:
         """What the main process thinks: clocks differ, and a checkpoint is written together."""
         return broadcast_object_list([due])[0]
+
+    def together(self, count: int, work: Callable[[range], list]) -> list:
+        """Results of items 0..count-1, in order, in every process: each does the `work` of its share."""
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        edges = [count * number // processes for number in range(processes + 1)]
+        return gather_object(work(range(edges[own], edges[own + 1])))
 
     def backward(self, loss: torch.Tensor, **parts: float | torch.Tensor) -> None:
         """Gradients of one forward pass; `parts` are logged beside the loss."""
@@ -192,7 +216,9 @@ class TrainingLoop:
         return totals
 
     def _validate(self, validate, step: int, epoch: int, best: float, bar) -> float:
-        scores = validate()
+        scores = validate()  # all processes together: nobody waits so long for another that a collective gives up
+        if not self.accelerator.is_main_process:
+            return best
         self.run.record(step=step, **scores)
         self.accelerator.log({f"val_{k}": v for k, v in scores.items()}, step=step)
         bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
@@ -205,3 +231,11 @@ class TrainingLoop:
 def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same on the CPU, those that FSDP keeps in parts put together; all processes call it."""
     return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in tensors.items()}
+
+
+def _shard_on_cpus(accelerator: Accelerator, precision: str) -> None:
+    """FSDP as `accelerate launch` sets it in the environment: accelerate itself takes it for GPUs and their like alone."""
+    plugin = FullyShardedDataParallelPlugin()
+    if precision != "no":
+        plugin.set_mixed_precision(precision)
+    accelerator.state.fsdp_plugin, accelerator.state.distributed_type = plugin, DistributedType.FSDP

@@ -95,6 +95,17 @@ def full_precision(device: torch.device | str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, enabled=False)
 
 
+def processes():
+    """accelerate's PartialState: this process among those that `accelerate launch` or torchrun started, and its device."""
+    from datetime import timedelta
+
+    from accelerate import PartialState
+
+    # without `cpu` each of several processes takes itself for the only one where there is no GPU (accelerate 1.15); whoever
+    # is first with its share waits for the last, however long
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
 def use_all_cores(device: torch.device, processes: int) -> None:
     """On CPUs `accelerate launch` leaves each process a single thread (it sets OMP_NUM_THREADS=1): take a fair share."""
     if device.type == "cpu" and torch.get_num_threads() == 1:

@@ -184,12 +184,8 @@ def alone():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-class Squares(nn.Module):
-    """A loss for all that is trained in `model`."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+class Squares(loop.Learner):
+    """A loss for all that is trained in a model."""
 
     def forward(self):
         return sum(p.square().mean() for p in self.parameters() if p.requires_grad)
@@ -203,8 +199,7 @@ def test_a_run_puts_its_tensors_together_once_at_its_end(alone, tmp_path, monkey
     ends, last = [], tmp_path / "run" / "last.safetensors"
     for steps in (2, 0):
         training = loop.TrainingLoop(config, quiet=True)
-        model = tiny_evcap()
-        trainer = training.start(Squares(model), model, pictures=8)
+        trainer = training.start(Squares(tiny_evcap()), pictures=8)
         assert [training.backward(trainer()) for _ in training.batches(dict)] == [None] * steps
         ends.append(read_safetensors(last))
         last.unlink()

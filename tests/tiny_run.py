@@ -119,7 +119,14 @@ def start(recipe: str, config: Path, processes: int = 1, folder: str = "train") 
         # --multi_gpu with ACCELERATE_USE_CPU: else accelerate starts one process on CPUs, unless MPI is there
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
         command += ["--num_processes", str(processes)]
-    command += [REPOSITORY / folder / f"{recipe}.py", config, "--data", world() / "data", "--quiet"]
+    command += [
+        REPOSITORY / "tests" / "in_float32.py",
+        REPOSITORY / folder / f"{recipe}.py",
+        config,
+        "--data",
+        world() / "data",
+        "--quiet",
+    ]
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
     if "ACCELERATE_USE_DEEPSPEED" not in variables:  # which accelerate would leave out on the CPU
         variables["ACCELERATE_USE_CPU"] = "true"

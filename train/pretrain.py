@@ -25,9 +25,8 @@ from evcap.build import build_model, language_precision_in_training
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.datasets import CaptionedImage
 from evcap.features import cached_patches, cached_sentences
-from evcap.loop import TrainingLoop
+from evcap.loop import Learner, TrainingLoop
 from evcap.metrics import cider
 from evcap.runtime import half_precision
 from evcap.similarity import TextTower, nearest_query
@@ -62,12 +61,8 @@ class Config:
     without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
 
 
-class Pretrainer(nn.Module):
-    """EVCap with the losses of pretraining as one forward pass, the form accelerate wraps."""
-
-    def __init__(self, model: EVCap):
-        super().__init__()
-        self.model = model
+class Pretrainer(Learner):
+    """EVCap with the losses of pretraining as one forward pass."""
 
     def forward(self, patches, texts, extra_texts, words, targets, captions):
         """patches (B,P,C), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
@@ -139,25 +134,21 @@ def word_targets(captions: list[list[str]], least: int = 8) -> tuple[list[str], 
 
 
 @torch.inference_mode()
-def validate(model: EVCap, rows, records: list[CaptionedImage], captioning: bool) -> dict[str, float]:
-    """Text-to-image recall@5 and, once captioning is trained, CIDEr of captions from Q alone (beam 3)."""
+def seen(model: EVCap, rows, captioning: bool) -> list[tuple[torch.Tensor, str]]:
+    """Q (32,W) of each row of patch tokens and, once captioning is trained, a beam-3 caption from Q alone."""
     model.eval()
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
-    predictions, features, device = {}, [], model.projection.weight.device
-    for start in range(0, len(records), 40):
-        patches = torch.from_numpy(rows[start : min(start + 40, len(records))]).float().to(device)
-        queries = model.query_features(patches)
+    found, device = [], model.projection.weight.device
+    for start in range(0, len(rows), 40):
+        queries = model.query_features(torch.from_numpy(rows[start : start + 40]).float().to(device))
+        captions = [""] * len(queries)
         if captioning:
             with half_precision(device):
                 prompt = model.language.prompt(model.projection(queries), [[]] * len(queries))
-                captions = model.language.decode(prompt, 1, decoding)
-            predictions.update({start + i: row[0].text for i, row in enumerate(captions)})
-        features.append(queries)
+                captions = [row[0].text for row in model.language.decode(prompt, 1, decoding)]
+        found += zip(queries.cpu(), captions, strict=True)
     model.train()
-    scores = {"recall": text_recall(model, torch.cat(features), [r.captions for r in records])}
-    if captioning:
-        scores["cider"] = cider(predictions, {i: records[i].captions for i in predictions})
-    return scores
+    return found
 
 
 def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], k: int = 5) -> float:
@@ -178,7 +169,7 @@ def main(
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
     precision = language_precision_in_training(preset, accelerator.device)
-    model = build_model(preset, config.start_from, precision, accelerator.device)
+    model = build_model(preset, config.start_from, precision, accelerator.device, sharded=loop.sharded)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     plain = cached_patches(model, records, data, False, quiet, loop.share)
@@ -204,10 +195,19 @@ def main(
     trainer = Pretrainer(model)
     vectors = torch.zeros(1, 1, model.preset.language.hidden, device=accelerator.device)
     trainer.tail_slots = len(model.language.prompt(vectors, [[]]).mask[0]) - 2
-    trainer = loop.start(trainer, model, len(records))
+    trainer = loop.start(trainer, len(records))
 
     def scores() -> dict[str, float]:
-        return validate(model, val_rows, val_records, config.caption_weight > 0)
+        """Text-to-image recall@5 and, once captioning is trained, CIDEr."""
+        captioning = config.caption_weight > 0
+        found = loop.together(len(val_records), lambda share: seen(model, val_rows[share.start : share.stop], captioning))
+        if not accelerator.is_main_process:
+            return {}
+        references = [record.captions for record in val_records]
+        values = {"recall": text_recall(model, torch.stack([queries for queries, _ in found]), references)}
+        if captioning:
+            values["cider"] = cider({i: text for i, (_, text) in enumerate(found)}, dict(enumerate(references)))
+        return values
 
     for rows, _ in loop.batches(scores):
         coins = torch.rand(len(rows)) < 0.5

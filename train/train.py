@@ -21,15 +21,15 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import nn
 
 from evcap.build import build_model, language_precision_in_training, name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
+from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets import read_name_list
+from evcap.errors import EvcapError
 from evcap.features import cached_names, cached_queries
-from evcap.loop import TrainingLoop
+from evcap.loop import Learner, TrainingLoop
 from evcap.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
@@ -72,36 +72,33 @@ class Config:
     without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
 
 
-class Trainer(nn.Module):
-    """From Q (B,32,W), or pixels (B,3,S,S) in release mode, to the caption loss as one forward pass, which accelerate wraps."""
+class Trainer(Learner):
+    """From Q (B,32,W), or patch tokens (B,P,C) in release mode, to the caption loss as one forward pass."""
 
-    def __init__(self, model: EVCap, looks: bool, tail_slots: int):
-        super().__init__()
-        self.model, self.looks, self.tail_slots = model, looks, tail_slots
+    def __init__(self, model: EVCap, from_patches: bool, tail_slots: int):
+        super().__init__(model)
+        self.from_patches, self.tail_slots = from_patches, tail_slots
         self._tokenize = name_tokenizer()
 
     def forward(self, given, texts_for):
         """texts_for: Q -> (names, PackedCaptions) of these pictures."""
-        queries = self._look(given) if self.looks else given
+        queries = self._queries(given) if self.from_patches else given
         names, captions = texts_for(queries.detach())
         retrieved = self._tokenize(names).to(given.device)
         return self.model.loss(queries, retrieved, captions.to(given.device), self.tail_slots)
 
-    def _look(self, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            patches = self.model.patch_tokens(pixels)
-        with full_precision(pixels.device):  # as they are when somebody captions
+    def _queries(self, patches: torch.Tensor) -> torch.Tensor:
+        with full_precision(patches.device):  # as they are when somebody captions
             return self.model.query_features(patches)
 
 
-def validate(captioner: Captioner, config: Config, queries: torch.Tensor, records) -> float:
-    """CIDEr of beam-3 captions with the memory, from Q (N,32,W) float32."""
+def captions_of(captioner: Captioner, config: Config, queries: torch.Tensor) -> list[str]:
+    """Beam-3 captions with the memory, from Q (N,32,W) float32."""
     captioner.model.eval()
     with half_precision(captioner.device):
         captions = captioner.caption_features(queries, beams=3, max_length=24, batch_size=40)
     to_training(captioner.model, config)
-    predictions = {i: c.caption for i, c in enumerate(captions)}
-    return cider(predictions, {i: records[i].captions for i in predictions})
+    return [caption.caption for caption in captions]
 
 
 def to_training(model: EVCap, config: Config) -> None:
@@ -147,10 +144,14 @@ def main(
     accelerator, quiet = loop.accelerator, loop.quiet
     preset = load_preset(config.preset)
     precision = language_precision_in_training(preset, accelerator.device)
-    model = build_model(preset, config.start_from, precision, accelerator.device)
+    if config.release and loop.sharded:
+        raise EvcapError("release: true runs the Q-Former in each step, in float32: use ddp.yaml, not FSDP or ZeRO")
+    model = build_model(preset, config.start_from, precision, accelerator.device, sharded=loop.sharded)
     encoder = encoder_fingerprint(model)
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)
+    if config.release and accelerator.is_main_process:
+        complain("release: true leaves out nothing that is retrieved: pictures that are in the memory find their own entries")
     renamer = make_renamer(config, data, memory)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []
@@ -175,18 +176,27 @@ def main(
     if config.compile:
         model.language.compile()
     trainer = Trainer(model, config.release, model.language.widest_tail())
-    trainer = loop.start(trainer, model, len(records), config.last_rate)
+    trainer = loop.start(trainer, len(records), config.last_rate)
+
+    def caption(share: range) -> list[str]:
+        if config.release:  # its query tokens have changed since
+            queries = captioner.query_features([val_records[row].path for row in share])
+        else:
+            queries = torch.from_numpy(val_queries[share.start : share.stop]).float()
+        return captions_of(captioner, config, queries)
 
     def scores() -> dict[str, float]:
-        if config.release:  # its query tokens have changed since
-            return {"cider": validate(captioner, config, captioner.query_features([r.path for r in val_records]), val_records)}
-        return {"cider": validate(captioner, config, torch.from_numpy(val_queries).float(), val_records)}
+        said = loop.together(len(val_records), caption)
+        if not accelerator.is_main_process:
+            return {}
+        return {"cider": cider(dict(enumerate(said)), {i: record.captions for i, record in enumerate(val_records)})}
 
     for rows, draws in loop.batches(scores):
         draw = random.Random(draws)
         chosen = [int(draw.random() < 0.5) if config.mirror else 0 for _ in rows]
         if config.release:
-            given = captioner.pixels([records[row].path for row in rows], chosen)
+            with torch.no_grad():
+                given = model.patch_tokens(captioner.pixels([records[row].path for row in rows], chosen).to(accelerator.device))
         else:
             given = torch.stack([torch.from_numpy(views[view][row]) for view, row in zip(chosen, rows, strict=True)]).float()
 
