@@ -46,6 +46,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["evcap", "evcap.*"]),
+    # with this an editable install is a plain entry of sys.path, which wins over a folder that is called evcap, as a clone is
+    package_dir={"": "."},
     package_data={"evcap": ["assets/**/*", "presets/*.yaml"]},
     install_requires=CORE,
     extras_require={
