@@ -10,12 +10,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from evcap.captioner import EVCap
 from evcap.checkpoints import read_tensors
 from evcap.errors import EvcapError
+
+if TYPE_CHECKING:
+    from evcap.captioner import QueryEncoder
 
 Layout = dict[str, str]
 Tensors = dict[str, torch.Tensor]
@@ -181,12 +184,12 @@ def check_shapes(
             raise EvcapError(f"{what} is {tuple(given[name].shape)}, expected {shape}; the file fits another preset")
 
 
-def frozen_tensors(model: EVCap) -> Tensors:
+def frozen_tensors(model: QueryEncoder) -> Tensors:
     """The tensors of a model that BLIP-2 gives: the image tower and the image Q-Former."""
     return {name: t for name, t in model.state_dict().items() if name.startswith(("backbone.", "image_qformer."))}
 
 
-def load_blip2(model: EVCap, sources: Sequence[str | Path], dtype: torch.dtype) -> Placed:
+def load_blip2(model: QueryEncoder, sources: Sequence[str | Path], dtype: torch.dtype) -> Placed:
     """Put BLIP-2's tensors into a model whose tower may still be on the meta device. The tower becomes `dtype`.
 
     The Q-Former stays float32: it is small, and memory keys come from it. Raises EvcapError as `read_blip2`.

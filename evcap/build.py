@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from evcap.backbone import build_backbone
+from evcap.backbone import VisionEncoder, build_backbone
 from evcap.blip2 import load_blip2
-from evcap.captioner import EVCap, load_parts
+from evcap.captioner import EVCap, QueryEncoder, load_parts
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
@@ -89,48 +90,66 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
     embeddings.requires_grad_(False)
 
 
+def build_encoder(preset: Preset, trained: str | Path | None, device: torch.device | None = None) -> QueryEncoder:
+    """What makes query features and memory keys, in eval mode: as `build_model`, without what comes behind them."""
+    with _described(preset):
+        model = QueryEncoder(preset, _backbone(preset))
+    return _filled(model, trained, device or torch.device("cpu"))
+
+
 def build_model(
     preset: Preset,
     trained: str | Path | None,
     precision: str | None = None,
     device: torch.device | None = None,
-    speaks: bool = True,
     sharded: bool = False,
 ) -> EVCap:
     """The whole model in eval mode; `trained`: a safetensors file of `trained_parts`, None = untrained.
 
     precision: of the frozen language model, in place of the preset's. The image tower is `runtime.tower_dtype`, all else
-    float32. device: the CPU unless named. speaks: False leaves the language model
-    out; what remains makes query features and memory keys. sharded: the language model stays on the CPU, whole in the first
-    process of a machine and empty in the others, for FSDP or ZeRO to take it apart.
+    float32. device: the CPU unless named. sharded: the language model stays on the CPU, whole in the first process of a
+    machine and empty in the others, for FSDP or ZeRO to take it apart.
     Raises EvcapError for tensors that are missing, unexpected or of another shape, naming the first, and for settings that
     do not go together.
     """
     device = device or torch.device("cpu")
-    blip2 = preset.vision.kind == "blip2-vit"
-    if blip2 != bool(preset.blip2):
+    with _described(preset):
+        language = build_language(preset.language, precision or preset.language.precision, device, sharded)
+        model = EVCap(preset, language, _backbone(preset))
+        if not preset.blip2:
+            load_name_embeddings(model.fusion.embeddings)
+    return _filled(model, trained, device, ("language",) if sharded else ())
+
+
+@contextmanager
+def _described(preset: Preset) -> Iterator[None]:
+    """Raises EvcapError for a preset whose sizes do not go together."""
+    if (preset.vision.kind == "blip2-vit") != bool(preset.blip2):
         raise EvcapError(f"preset '{preset.name}': `blip2` names the weights of a 'blip2-vit' tower; set both or neither")
     try:
-        language = nn.Identity()
-        if speaks:
-            language = build_language(preset.language, precision or preset.language.precision, device, sharded)
-        with torch.device("meta") if blip2 else nullcontext():  # a billion numbers need not be drawn to be replaced
-            backbone = build_backbone(preset.vision)
-        model = EVCap(preset, language, backbone)
-        if not blip2:
-            model.backbone.network.load_state_dict(efficientnet_lite2_state())
-            load_name_embeddings(model.fusion.embeddings)
-    except (ValueError, RuntimeError) as error:  # sizes that do not go together
+        yield
+    except (ValueError, RuntimeError) as error:
         raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
-    if blip2:
-        load_blip2(model, preset.blip2, tower_dtype(True, device))
+
+
+def _backbone(preset: Preset) -> VisionEncoder:
+    """The tower, with its weights but for BLIP-2's, which come with those of its Q-Former."""
+    if preset.blip2:
+        with torch.device("meta"):  # a billion numbers need not be drawn to be replaced
+            return build_backbone(preset.vision)
+    backbone = build_backbone(preset.vision)
+    backbone.network.load_state_dict(efficientnet_lite2_state())
+    return backbone
+
+
+def _filled(model: QueryEncoder, trained: str | Path | None, device: torch.device, stay: Sequence[str] = ()) -> QueryEncoder:
+    """The model with its tensors, on a device, but for the parts that `stay` where they are."""
+    if model.preset.blip2:
+        load_blip2(model, model.preset.blip2, tower_dtype(True, device))
     if trained is not None:
-        tensors = read_safetensors(trained)
-        if not speaks:
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("language.")}
-        load_parts(model, tensors, str(trained))
+        load_parts(model, read_safetensors(trained), str(trained))
     for name, part in model.named_children():
-        if not (sharded and name == "language"):
+        if name not in stay:
             part.to(device)
     return model.eval()
 

@@ -45,20 +45,24 @@ class PatchEmbeddingNorm(nn.Module):
         return self.norm(patches) + position
 
 
-class EVCap(nn.Module):
-    """All tensors of one captioner. Sizes come from the preset alone; build under `torch.device("meta")` to only count."""
+class QueryEncoder(nn.Module):
+    """From pixels to the query features that names are retrieved with: a frozen tower and the image Q-Former.
 
-    def __init__(self, preset: Preset, language: LanguageModel, backbone: nn.Module | None = None):
+    text_projection, where a preset has one, brings sentences into the space of the query features.
+    """
+
+    def __init__(self, preset: Preset, backbone: nn.Module | None = None):
         super().__init__()
         self.preset = preset
         vision, width = preset.vision, preset.image_qformer.width
         self.backbone = build_backbone(vision) if backbone is None else backbone
         self.patch_norm = PatchEmbeddingNorm(vision.tokens, vision.width) if preset.patch_positions else None
         self.image_qformer = QFormer(preset.image_qformer, preset.image_queries, vision.width)
-        self.fusion = NameFusion(preset)
-        self.projection = nn.Linear(width, preset.language.hidden)
-        self.language = language
         self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.image_qformer.queries.device
 
     def patch_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels (B,3,S,S) float32 -> patch tokens (B,P,C) float32 of the frozen tower, never under autocast."""
@@ -73,6 +77,16 @@ class EVCap(nn.Module):
     def normed(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """Patch tokens as the Q-Former takes them."""
         return patches if self.patch_norm is None else self.patch_norm(patches, grid)
+
+
+class EVCap(QueryEncoder):
+    """All tensors of one captioner. Sizes come from the preset alone; build under `torch.device("meta")` to only count."""
+
+    def __init__(self, preset: Preset, language: LanguageModel, backbone: nn.Module | None = None):
+        super().__init__(preset, backbone)
+        self.fusion = NameFusion(preset)
+        self.projection = nn.Linear(preset.image_qformer.width, preset.language.hidden)
+        self.language = language
 
     def name_features(self, queries: torch.Tensor, retrieved: Retrieved) -> torch.Tensor:
         """Q (B,32,W) and names -> V (B,8,W)."""
@@ -113,7 +127,7 @@ def skeleton(preset: Preset) -> EVCap:
         return EVCap(preset, nn.Identity())
 
 
-def trained_parts(model: EVCap) -> dict[str, torch.Tensor]:
+def trained_parts(model: QueryEncoder) -> dict[str, torch.Tensor]:
     """The tensors that no other file gives: neither the image tower's nor the language model's.
 
     Nor, without BLIP-2, the word embeddings, which are MiniLM's; nor, with it, its Q-Former, but for the query tokens.
@@ -127,9 +141,14 @@ def trained_parts(model: EVCap) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not frozen(name)}
 
 
-def load_parts(model: EVCap, given: dict[str, torch.Tensor], where: str) -> None:
-    """Copy trained tensors into the model: all of them, each of its shape; EvcapError names the first that does not fit."""
+def load_parts(model: QueryEncoder, given: dict[str, torch.Tensor], where: str) -> None:
+    """Copy trained tensors into the model: all of them, each of its shape; EvcapError names the first that does not fit.
+
+    An encoder alone takes its own and leaves those of the rest of EVCap.
+    """
     given = {FORMER.sub(lambda match: NOW[match[0]], name): tensor for name, tensor in given.items()}
+    if not isinstance(model, EVCap):
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(("fusion.", "projection.", "language."))}
     wanted = trained_parts(model)
     for name, tensor in wanted.items():
         if name not in given:

@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from evcap.build import build_model
+from evcap.build import build_encoder
 from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
@@ -54,7 +54,7 @@ class Encoder:
             trained = None  # BLIP-2 encodes as it is, before anything was trained
         elif trained is None:
             raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name the file to encode with (--trained)")
-        return Captioner(build_model(settings, trained, device=pick_device(), speaks=False))
+        return Captioner(build_encoder(settings, trained, pick_device()))
 
     @property
     def fingerprint(self) -> str:

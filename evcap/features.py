@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evcap.captioner import EVCap
+from evcap.captioner import QueryEncoder
 from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.files import write_text
@@ -85,9 +85,9 @@ def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
-def _looker(model: EVCap, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
+def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
     """A function (start, stop) -> patch tokens of these pictures, opened as whoever captions them opens them."""
-    vision, device = model.preset.vision, model.projection.weight.device
+    vision, device = model.preset.vision, model.device
 
     @torch.inference_mode()
     def look(start: int, stop: int) -> torch.Tensor:
@@ -105,7 +105,7 @@ def _identities(records: Sequence[CaptionedImage], data: Path) -> list[tuple[str
 
 
 def cached_patches(
-    model: EVCap,
+    model: QueryEncoder,
     records: Sequence[CaptionedImage],
     data: Path,
     mirrored: bool = False,
@@ -130,7 +130,7 @@ def cached_patches(
 
 
 def cached_queries(
-    model: EVCap,
+    model: QueryEncoder,
     records: Sequence[CaptionedImage],
     data: Path,
     encoder: str,
@@ -155,11 +155,11 @@ def cached_queries(
             patches = cached_patches(model, records, data, mirrored, quiet, share)
 
             def look(start: int, stop: int) -> torch.Tensor:
-                return torch.from_numpy(patches[start:stop]).float().to(model.projection.weight.device)
+                return torch.from_numpy(patches[start:stop]).float().to(model.device)
 
         @torch.inference_mode()
         def compute(start: int, stop: int) -> torch.Tensor:
-            with full_precision(model.projection.weight.device):
+            with full_precision(model.device):
                 return model.query_features(look(start, stop))
 
         cache.fill(compute, BATCH, bar.update, share)

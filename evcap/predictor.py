@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from evcap.build import build_model, name_tokenizer
-from evcap.captioner import EVCap
+from evcap.captioner import QueryEncoder
 from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
@@ -37,7 +37,7 @@ class Caption:
     names: list[RetrievedName]
 
 
-def encoder_fingerprint(model: EVCap) -> str:
+def encoder_fingerprint(model: QueryEncoder) -> str:
     """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
     tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
     norm = {} if model.patch_norm is None else model.patch_norm.state_dict()
@@ -56,7 +56,7 @@ class Captioner:
     So may `phrases`, which helps to choose among the beams; None = wording does not count, whatever the preset says.
     """
 
-    def __init__(self, model: EVCap, memory: VisualNameMemory | None = None):
+    def __init__(self, model: QueryEncoder, memory: VisualNameMemory | None = None):
         self.model = model.eval()
         self.preset: Preset = model.preset
         if self.preset.decoding.likeness and model.text_projection is None:
@@ -163,7 +163,7 @@ class Captioner:
 
     @property
     def device(self) -> torch.device:
-        return self.model.projection.weight.device
+        return self.model.device
 
     @cached_property
     def _choice(self) -> BeamChoice:

@@ -55,6 +55,7 @@ def two_workers(monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Ray gives each worker one thread
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     yield ray
     ray.shutdown()

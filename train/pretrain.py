@@ -138,7 +138,7 @@ def seen(model: EVCap, rows, captioning: bool) -> list[tuple[torch.Tensor, str]]
     """Q (32,W) of each row of patch tokens and, once captioning is trained, a beam-3 caption from Q alone."""
     model.eval()
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
-    found, device = [], model.projection.weight.device
+    found, device = [], model.device
     for start in range(0, len(rows), 40):
         queries = model.query_features(torch.from_numpy(rows[start : start + 40]).float().to(device))
         captions = [""] * len(queries)
