@@ -25,7 +25,6 @@ import typer
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 import evcap
 from evcap.benchmarks import PAPER
@@ -36,6 +35,7 @@ from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_caption
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
+from evcap.progress import tqdm
 from evcap.report import results_markdown
 from evcap.runtime import use_all_cores
 from evcap.shards import finished, marks, open_shard
