@@ -16,7 +16,7 @@ import typer
 from evcap.cli_uhr import default_folder, need_rasterio
 from evcap.console import command, complain
 from evcap.errors import EvcapError
-from evcap.options import Memory, Preset
+from evcap.options import Memory, Preset, Threads
 from evcap.outputs import check_folder, check_outputs
 from evcap.preflight import check_model
 
@@ -60,10 +60,14 @@ def ask_command(
     endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
     memory: Memory = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")] = False,
 ) -> None:
     """Ask about a picture of any size; the answer says where it looked."""
     need_rasterio()
+    from evcap.runtime import use_threads
+
+    use_threads(threads)
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")

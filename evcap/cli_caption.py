@@ -14,10 +14,11 @@ import typer
 
 import evcap
 from evcap.cli_ask import is_large, large_captions
-from evcap.console import INTERRUPTED, Progress, answers, command, complain, report, tell_finished
+from evcap.console import Progress, answers, command, complain, report, tell_finished
 from evcap.embedded import embed
 from evcap.errors import EvcapError
-from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, named_paths
+from evcap.interrupt import INTERRUPTED
+from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, checked_decoding, made_with
 from evcap.result_file import ResultWriter
@@ -50,6 +51,7 @@ def caption_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -62,7 +64,9 @@ def caption_command(
 ) -> None:
     """Caption pictures: results on standard output or in --output, progress and errors on standard error."""
     from evcap.images import find_images
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     files = find_images(named_paths(paths))
     model = check_model(preset, memory)
     lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}

@@ -16,7 +16,7 @@ from evcap.config import shipped_memory
 from evcap.console import Progress, answers, command, report
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
-from evcap.options import BatchSize, Quiet, named_paths
+from evcap.options import BatchSize, Quiet, Threads, named_paths
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
 
@@ -99,10 +99,13 @@ def search(
     limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
     memory: Which = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
     from evcap.images import open_image
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     picture = open_image(image)
     check_model(preset, memory)
     captioner = evcap.load(preset, memory)
@@ -125,6 +128,7 @@ def add(
     ] = None,
     memory: Edited = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
     batch_size: BatchSize = 16,
     quiet: Quiet = False,
 ) -> None:
@@ -132,7 +136,9 @@ def add(
     import numpy as np
 
     from evcap.memory import VisualNameMemory
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     folder = _to_edit(memory)
     named = _named_pictures(name, images, from_folder)
     check_model(preset, folder)

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 import evcap
-from evcap.console import INTERRUPTED, Progress, answers, command, complain, report, tell_finished
+from evcap.console import Progress, answers, command, complain, report, tell_finished
 from evcap.errors import EvcapError
-from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, named_paths
+from evcap.interrupt import INTERRUPTED
+from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, made_with
 from evcap.result_file import ResultWriter
@@ -30,6 +31,7 @@ def names_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip pictures that FILE.part, or else FILE, holds without error (jsonl, csv).")
     ] = False,
@@ -37,7 +39,9 @@ def names_command(
 ) -> None:
     """Names that the memory gives for pictures, with cosine similarity and the query (0 to 31) that found each."""
     from evcap.images import find_images
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     files = find_images(named_paths(paths))
     if plot and len(files) > 1:
         raise EvcapError(f"--plot draws one picture, {len(files)} were named; name one")

@@ -17,12 +17,11 @@ import typer
 
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE
+from evcap.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.prefetch import prefetched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-INTERRUPTED = 130  # the exit code shells use for Ctrl-C
 
 # options that the recipes share
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")]
@@ -39,6 +38,7 @@ def command(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(*args, **kwargs):
+        raise_from_now_on()
         warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large pictures twice
         for stream, errors in ((sys.stdout, WRITABLE), (sys.stderr, WRITABLE), (sys.stdin, "surrogateescape")):
             if hasattr(stream, "reconfigure"):

@@ -27,6 +27,9 @@ Output = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no closing line.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of the model on CPUs; without it the cores that this process may use.")
+]
 
 
 def named_paths(paths: Sequence[str]) -> list[str]:
