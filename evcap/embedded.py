@@ -35,7 +35,7 @@ def embed(path: Path, captions: list[str], existing: Existing) -> bool:
             raise EvcapError(f"{path}: captions can be written into JPEG, PNG and WebP files only")
         block = kind.read(data)
         old = _description(block) if block else b""
-        new = joined(old.strip(b" \0"), encoded("\n".join(captions)), existing).rstrip(b"\n")
+        new = joined(old.strip(b" \0"), encoded("".join(f"{text}\n" for text in captions)), existing).rstrip(b"\n")
         if existing == Existing.keep and old.strip(b" \0"):
             return False
         if new == old:
@@ -109,8 +109,9 @@ def _with_description(block: bytes, text: bytes) -> bytes:
     block = block or b"II*\0\x08\0\0\0" + bytes(6)
     order, entries, following = _entries(block)
     block += bytes(-len(block) % 2)
-    value = text + bytes(max(1, 5 - len(text)))  # what fits into four bytes would stand in the entry
-    entry = struct.pack(order + "HHII", DESCRIPTION, 2, len(value), len(block))
+    value = text + b"\0"
+    place = struct.pack(order + "I", len(block)) if len(value) > 4 else (value + bytes(3))[:4]  # short ones stand in the entry
+    entry = struct.pack(order + "HHI", DESCRIPTION, 2, len(value)) + place
     kept = [e for e in entries if struct.unpack_from(order + "H", e)[0] != DESCRIPTION]
     entries = sorted([*kept, entry], key=lambda e: struct.unpack_from(order + "H", e)[0])
     block += value + bytes(len(value) % 2)
