@@ -66,7 +66,7 @@ def index_command(
     if len(files) == 1:
         with Raster(files[0]):  # what is wrong with it is told before the model is loaded
             pass
-    check_model(preset)
+    check_model(preset, with_memory=False)
     encoder = Encoder(preset)
     tower = open_tower(encoder.captioner)
     if plan == "pyramid":

