@@ -67,6 +67,10 @@ def caption_command(
     from evcap.runtime import use_threads
 
     use_threads(threads)
+    if existing != Existing.keep and not (sidecar or embedded):
+        raise EvcapError(f"--existing {existing} is about the texts of --sidecar and --embed: name one of them")
+    if extension != ".txt" and not sidecar:
+        raise EvcapError("--extension is of the files of --sidecar: name it too")
     files = find_images(named_paths(paths))
     model = check_model(preset, memory)
     lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}

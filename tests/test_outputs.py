@@ -245,6 +245,8 @@ def test_extension_prefix_and_suffix(fake, photos):
     assert line["caption"] == f"sks, {said(COLOURS[0])}, photo" == Path("p0.caption").read_text().strip()
     for bad in (".jpg", "caption", ".", ".a/b"):
         assert "--extension" in refused("caption", "p0.png", "--sidecar", "--extension", bad)
+    assert "name one of them" in refused("caption", "p0.png", "--existing", "append")
+    assert "name it too" in refused("caption", "p0.png", "--extension", ".caption")
 
 
 # what trainers read, and lists of paths
