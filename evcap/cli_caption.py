@@ -67,10 +67,7 @@ def caption_command(
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    if existing != Existing.keep and not (sidecar or embedded):
-        raise EvcapError(f"--existing {existing} is about the texts of --sidecar and --embed: name one of them")
-    if extension != ".txt" and not sidecar:
-        raise EvcapError("--extension is of the files of --sidecar: name it too")
+    _check_texts(sidecar, extension, embedded, existing)
     files = find_images(named_paths(paths))
     model = check_model(preset, memory)
     lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}
@@ -82,7 +79,8 @@ def caption_command(
     around = {"prefix": prefix, "suffix": suffix}
     settings = _settings(made_with(preset, model, memory), {"num_captions": num_captions} | asdict(decoding) | around)
     failures: list[str] = []
-    kept = done = 0
+    done = 0
+    texts = _Texts(sidecars, embedded, existing)
     load = cache(partial(evcap.load, preset, memory))  # loaded when the first picture is open
     options = {"num_captions": num_captions, "batch_size": batch_size, **lengths}
     with ResultWriter(output, form, resume and not by_sidecar, settings) as writer:
@@ -95,11 +93,7 @@ def caption_command(
                 for file, caption, error in said:
                     names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
                     captions = [f"{prefix}{text}{suffix}" for text in caption.captions] if caption else []
-                    if embedded and not error:
-                        error, stays = _embed(file, captions, existing)
-                        kept += stays
-                    if sidecars and not error:
-                        error = sidecars.write(file, captions)
+                    error = error or texts.put(file, captions)
                     writer.write(Result(str(file), captions, names, error, folder))
                     failures += [error] if error else []
                     done += 1
@@ -109,7 +103,7 @@ def caption_command(
             report(failures, len(todo))
             complain(f"interrupted after {done} of {len(todo)} pictures; {_way_on(writer, sidecar)}")
             raise typer.Exit(INTERRUPTED) from None
-    _tell_kept(kept + (sidecars.kept if sidecars else 0))
+    texts.tell_kept()
     report(failures, len(todo))
     if failures:
         raise typer.Exit(1)
@@ -129,18 +123,35 @@ def _metadata_folder(files: Sequence[Path], output: Path | None) -> str:
     return folder
 
 
-def _embed(file: Path, captions: list[str], existing: Existing) -> tuple[str | None, bool]:
-    """Write captions into a picture: (what failed in one line or None, whether a text that was there stays)."""
-    try:
-        return None, not embed(file, captions, existing)
-    except EvcapError as error:
-        return str(error), False
+def _check_texts(sidecar: bool, extension: str, embedded: bool, existing: Existing) -> None:
+    """Raises EvcapError for options that mean nothing without others."""
+    if existing != Existing.keep and not (sidecar or embedded):
+        raise EvcapError(f"--existing {existing} is about the texts of --sidecar and --embed: name one of them")
+    if extension != ".txt" and not sidecar:
+        raise EvcapError("--extension is of the files of --sidecar: name it too")
 
 
-def _tell_kept(count: int) -> None:
-    if count:
-        told = "1 text was there before and was" if count == 1 else f"{count:,} texts were there before and were"
-        complain(f"{told} kept; --existing overwrite, append or prepend changes that")
+class _Texts:
+    """Where captions go beside the results: into the pictures, and into texts beside them."""
+
+    def __init__(self, sidecars: Sidecars | None, embedded: bool, existing: Existing):
+        self.sidecars, self.embedded, self.existing, self._kept = sidecars, embedded, existing, 0
+
+    def put(self, file: Path, captions: list[str]) -> str | None:
+        """Write the captions of one picture, last the sidecar, which --resume looks at. Returns what failed, in one line."""
+        if self.embedded:
+            try:
+                self._kept += not embed(file, captions, self.existing)
+            except EvcapError as error:
+                return str(error)
+        return self.sidecars.write(file, captions) if self.sidecars else None
+
+    def tell_kept(self) -> None:
+        """One line on standard error if texts that were there stayed."""
+        count = self._kept + (self.sidecars.kept if self.sidecars else 0)
+        if count:
+            told = "1 text was there before and was" if count == 1 else f"{count:,} texts were there before and were"
+            complain(f"{told} kept; --existing overwrite, append or prepend changes that")
 
 
 def _all_answers(
