@@ -58,5 +58,5 @@ setup(
         "uhr": UHR,
         "dev": TRAIN + GPU + SYNTH + CLUSTER + UHR + DEV,
     },
-    entry_points={"console_scripts": ["evcap = evcap.cli:app"]},
+    entry_points={"console_scripts": ["evcap = evcap.__main__:main"]},
 )

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from evcap.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.console import DataFolder, NoBars, command, complain
 from evcap.errors import EvcapError
 from evcap.files import write_text
+from evcap.progress import tqdm
 
 Benchmark = StrEnum("Benchmark", {name: name for name in BENCHMARKS})
 

@@ -27,10 +27,10 @@ import rasterio.shutil
 import typer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
-from tqdm import tqdm
 
 from evcap.console import NoBars, command
 from evcap.errors import EvcapError
+from evcap.progress import tqdm
 from evcap.uhr.blocks import is_whole
 from evcap.uhr.raster import Raster
 

@@ -28,12 +28,12 @@ from PIL import Image
 from rasterio._err import CPLE_BaseError  # what rasterio.shutil raises; there is no public name
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
-from tqdm import tqdm
 
 from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_coco_captions
 from evcap.errors import EvcapError
 from evcap.images import find_images, open_image
+from evcap.progress import tqdm
 from evcap.uhr.blocks import is_whole
 from evcap.uhr.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
 from evcap.uhr.ucm import UCM

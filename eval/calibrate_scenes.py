@@ -16,10 +16,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
+from evcap.progress import tqdm
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
 from evcap.uhr.scenes import read_scene

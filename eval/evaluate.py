@@ -22,7 +22,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 import evcap
 from evcap.benchmarks import PAPER
@@ -33,6 +32,7 @@ from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_caption
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
+from evcap.progress import tqdm
 from evcap.report import results_markdown
 from evcap.runtime import processes, use_all_cores
 from evcap.shards import finished, marks, open_shard

@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.errors import EvcapError
+from evcap.progress import tqdm
 from evcap.shards import marks, whole_lines
 from evcap.uhr.answer import BUDGET, Analyst
 from evcap.uhr.mme import Question, read_questions

@@ -26,11 +26,11 @@ import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.files import write_text
+from evcap.progress import tqdm
 from evcap.qformer import mean_keys
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder

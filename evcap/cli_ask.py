@@ -16,6 +16,9 @@ import typer
 from evcap.cli_uhr import default_folder, need_rasterio
 from evcap.console import command, complain
 from evcap.errors import EvcapError
+from evcap.options import Memory, Preset, Threads
+from evcap.outputs import check_folder, check_outputs
+from evcap.preflight import check_model
 
 if TYPE_CHECKING:
     from evcap.uhr.answer import Analyst, Answer
@@ -55,18 +58,26 @@ def ask_command(
     ] = PhrasesBy.nouns,
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible address, as http://localhost:8000/v1.")] = None,
     endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
-    memory: Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")] = None,
-    preset: Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")] = "embedded",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no remarks.")] = False,
+    memory: Memory = None,
+    preset: Preset = "embedded",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")] = False,
 ) -> None:
     """Ask about a picture of any size; the answer says where it looked."""
     need_rasterio()
+    from evcap.runtime import use_threads
+
+    use_threads(threads)
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
     failed, overview = 0, None
+    folder = index or default_folder(image)
     with opened(image) as raster:
-        load = cache(partial(_load, raster, index or default_folder(image), preset, memory, gallery or ()))
+        check_outputs({"--evidence": evidence, "--overlay": overlay}, [image])
+        check_folder("the tile index", folder)
+        check_model(preset, memory)
+        load = cache(partial(_load, raster, folder, preset, memory, gallery or ()))
         for text in _questions(question):
             start = time.monotonic()
             try:
@@ -105,7 +116,11 @@ def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None,
     from evcap.uhr.question import analyse
 
     back_end = load()[0].phrases if by == PhrasesBy.model else _backend(by, endpoint, model)
-    return analyse(text, back_end, choices)
+    asked = analyse(text, back_end, choices)
+    if not (asked.phrases or asked.choices):
+        way = 'ask about things, as in "any ships?", or let `evcap caption` describe the whole picture'
+        raise EvcapError(f"'{asked.text}' names nothing that could be looked for; {way}")
+    return asked
 
 
 def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overlay: Path | None) -> None:

@@ -16,6 +16,9 @@ from evcap.config import shipped_memory
 from evcap.console import Progress, answers, command, report
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
+from evcap.options import BatchSize, Quiet, Threads, named_paths
+from evcap.outputs import check_folder
+from evcap.preflight import check_model
 
 if TYPE_CHECKING:
     from evcap.memory import VisualNameMemory
@@ -29,7 +32,6 @@ memory_app = typer.Typer(
 Which = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory; the shipped one by default.")]
 Edited = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory to edit; must be named.")]
 Preset = Annotated[str, typer.Option(help="Preset whose encoder looks at pictures: a shipped name or a YAML file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no closing line.")]
 
 
 class ListFormat(StrEnum):
@@ -97,11 +99,15 @@ def search(
     limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
     memory: Which = None,
     preset: Preset = "embedded",
+    threads: Threads = None,
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
     from evcap.images import open_image
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     picture = open_image(image)
+    check_model(preset, memory)
     captioner = evcap.load(preset, memory)
     found = captioner.memory
     similarities, entries = found.nearest(captioner.keys([picture]), min(limit, len(found)))
@@ -122,16 +128,20 @@ def add(
     ] = None,
     memory: Edited = None,
     preset: Preset = "embedded",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 16,
+    threads: Threads = None,
+    batch_size: BatchSize = 16,
     quiet: Quiet = False,
 ) -> None:
     """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
     import numpy as np
 
     from evcap.memory import VisualNameMemory
+    from evcap.runtime import use_threads
 
+    use_threads(threads)
     folder = _to_edit(memory)
     named = _named_pictures(name, images, from_folder)
+    check_model(preset, folder)
     load = cache(partial(evcap.load, preset, folder))
     keys, added, failures = [], [], []
     said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size))
@@ -163,7 +173,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
     if from_folder is None:
         if name is None or not images:
             raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
-        return dict.fromkeys(find_images(images), checked_name(name))
+        return dict.fromkeys(find_images(named_paths(images)), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
     return {item.path: item.name for item in read_named_folders(from_folder, "user")}
@@ -217,7 +227,7 @@ def merge(
 def index(
     kind: Annotated[IndexKind | None, typer.Option(help="Kind of index to keep; without it the one for the size.")] = None,
     memory: Edited = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build the index of a memory anew: flat compares all keys, the others pass most by, which pays when there are many."""
     from evcap.memory import VisualNameMemory
@@ -241,6 +251,7 @@ def export(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EvcapError(f"{folder} exists; name a new folder")
+    check_folder("FOLDER", folder)
     copied = _open(memory)
     if empty:
         copied = VisualNameMemory.empty(copied.keys.shape[1], copied.encoder, copied.keys.dtype)

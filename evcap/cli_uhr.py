@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evcap.cluster import Engine, EngineChoice
-from evcap.console import INTERRUPTED, command, complain, report
+from evcap.console import command, complain, report
 from evcap.errors import EvcapError
+from evcap.interrupt import INTERRUPTED
+from evcap.options import Threads
+from evcap.outputs import check_folder
+from evcap.preflight import check_model
 
 if TYPE_CHECKING:
     from evcap.uhr.tiles import TileIndex
@@ -41,18 +45,28 @@ def index_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that go through the encoder together.")] = 16,
     engine: EngineChoice = Engine.local,
     preset: Annotated[str, typer.Option(help="Preset whose encoder looks: a shipped name or a YAML file.")] = "embedded",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, remarks and closing lines.")] = False,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, remarks and closing lines.")] = False,
 ) -> None:
     """Encode the tiles of large images once, so that questions about them take seconds. Stopped? The same command goes on."""
     need_rasterio()
     from evcap.encoding import Encoder
     from evcap.images import find_images
+    from evcap.runtime import use_threads
     from evcap.uhr.by_ray import fill_by_ray
+    from evcap.uhr.raster import Raster
     from evcap.uhr.towers import open_tower
 
+    use_threads(threads)
     files = find_images(paths, SUFFIXES)
     folders = _folders(files, index, single=len(paths) == 1 and not Path(paths[0]).is_dir())
     options = _plan_options(plan, tile, overlap)
+    for folder in folders:
+        check_folder("the tile index", folder)
+    if len(files) == 1:
+        with Raster(files[0]):  # what is wrong with it is told before the model is loaded
+            pass
+    check_model(preset, with_memory=False)
     encoder = Encoder(preset)
     tower = open_tower(encoder.captioner)
     if plan == "pyramid":

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evcap.errors import EvcapError
+from evcap.files import WRITABLE
+from evcap.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.prefetch import prefetched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-INTERRUPTED = 130  # the exit code shells use for Ctrl-C
 
 # options that the recipes share
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")]
@@ -38,8 +38,11 @@ def command(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(*args, **kwargs):
+        raise_from_now_on()
         warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large pictures twice
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
+        for stream, errors in ((sys.stdout, WRITABLE), (sys.stderr, WRITABLE), (sys.stdin, "surrogateescape")):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors=errors)  # a name that the terminal's encoding lacks is no reason to stop
         try:
             function(*args, **kwargs)
         except EvcapError as error:
@@ -67,10 +70,17 @@ def report(failures: Sequence[str], total: int, what: str = "pictures") -> None:
             typer.echo(f"  {failure}", err=True)
 
 
+def tell_finished(count: int, total: int, quiet: bool, remark: str = "") -> None:
+    """One line on the pictures that an earlier run finished, if there are some."""
+    if count and not quiet:
+        complain(f"{count} of {total} pictures were finished before" + (f"; {remark}" if remark else ""))
+
+
 class Progress:
     """A bar with the rate on standard error while `advance` counts pictures; afterwards one line with the mean rate.
 
-    The bar shows on a terminal only; what the command prints meanwhile appears above it. `quiet` drops bar and line.
+    What the command prints meanwhile appears above the bar. Without a terminal there is a line about every ten seconds in
+    its place. `quiet` drops all of that.
     """
 
     def __init__(self, total: int, quiet: bool):
@@ -79,16 +89,19 @@ class Progress:
         from rich.progress import Progress as Bar
         from rich.text import Text
 
+        from evcap.progress import tqdm
+
         class Rate(ProgressColumn):
             def render(self, task) -> Text:
                 return Text(f"{task.speed:.1f} pictures/s" if task.speed else "")
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-        hidden = quiet or not sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
         # rich would also catch what goes to a file or pipe, and print it beside the bar instead
         above = sys.stdout.isatty()
         console = Console(stderr=True)
-        self._bar = Bar(*columns, console=console, transient=True, disable=hidden, redirect_stdout=above)
+        self._bar = Bar(*columns, console=console, transient=True, disable=quiet or not terminal, redirect_stdout=above)
+        self._lines = tqdm(total=total, desc="pictures", unit=" pictures", disable=quiet or terminal)
         self._task = self._bar.add_task("loading the model", total=total)
         self._total, self._quiet, self._done, self._start = total, quiet, 0, time.monotonic()
 
@@ -100,9 +113,11 @@ class Progress:
         """One more picture is done."""
         self._done += 1
         self._bar.update(self._task, advance=1, description="describing")
+        self._lines.update()
 
     def __exit__(self, *caught) -> None:
         self._bar.stop()
+        self._lines.close()
         seconds = time.monotonic() - self._start
         if not self._quiet:
             rate = self._done / max(seconds, 1e-9)
@@ -110,8 +125,8 @@ class Progress:
 
 
 def caption_with_bar(captioner, queries, beams: int, batch_size: int, title: str) -> list:
-    """Captions of N pictures from their query features (N,32,W), with a bar on a terminal: list[Caption]."""
-    from tqdm import tqdm
+    """Captions of N pictures from their query features (N,32,W), with a bar: list[Caption]."""
+    from evcap.progress import tqdm
 
     captions = []
     with tqdm(total=len(queries), desc=title, unit="img", leave=False, disable=None) as bar:

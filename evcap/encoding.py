@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from tqdm import tqdm
 
 from evcap.build import build_encoder
 from evcap.cluster import Engine, map_by_actors, ray_session
@@ -29,6 +28,7 @@ from evcap.images import ImageError
 from evcap.memory import VisualNameMemory
 from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
+from evcap.progress import tqdm
 from evcap.runtime import pick_device
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evcap.captioner import QueryEncoder
 from evcap.config import MemoryConfig
@@ -19,6 +18,7 @@ from evcap.files import write_text
 from evcap.images import open_image, to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.prefetch import prefetched
+from evcap.progress import tqdm
 from evcap.ranking import image_key
 from evcap.runtime import full_precision
 from evcap.text import SentenceEmbedder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 import stat
@@ -39,13 +40,23 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(encoded(text))
 
 
+WRITABLE = "evcap.writable"  # name of an error handler of encodings, as in open(..., errors=WRITABLE)
+
+
+def _writable(error: UnicodeError) -> tuple[bytes | str, int]:
+    """Undecoded bytes of file names (PEP 383) are those bytes again, what else the encoding lacks is a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    left = error.object[error.start : error.end]
+    return b"".join(bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else b"?" for c in left), error.end
+
+
+codecs.register_error(WRITABLE, _writable)
+
+
 def encoded(text: str) -> bytes:
     """UTF-8 in which undecoded bytes of file names (PEP 383) are those bytes, and other lone surrogates question marks."""
-    try:
-        return text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        kept = "".join("?" if "\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" else c for c in text)
-        return kept.encode(errors="surrogateescape")
+    return text.encode(errors=WRITABLE)
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
@@ -64,3 +75,12 @@ def read_regular(path: str | Path, most: int) -> bytes:
             return stream.read(most)
     finally:
         os.close(file)
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether the first 4,096 bytes of a file look like text: no byte of them is 0, as some are in every picture's.
+
+    May raise OSError.
+    """
+    with open(path, "rb") as file:
+        return b"\0" not in file.read(4096)

@@ -111,7 +111,8 @@ def build_index(keys: np.ndarray, kind: IndexKind, quiet: bool = False) -> Appro
     Holds the index, its training keys and a chunk of keys in main memory. A bar shows on a terminal unless `quiet`.
     """
     import faiss
-    from tqdm import tqdm
+
+    from evcap.progress import tqdm
 
     if len(keys) < FEWEST:
         raise EvcapError(f"an index of kind {kind} needs {FEWEST:,} entries, the memory holds {len(keys):,}: choose flat")

@@ -15,12 +15,12 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from evcap.captioner import EVCap, load_parts, trained_parts
 from evcap.errors import EvcapError
 from evcap.features import Share
+from evcap.progress import tqdm
 from evcap.runtime import processes, training_precision, use_all_cores
 from evcap.training import RunFolder, parameter_groups
 

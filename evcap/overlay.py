@@ -13,6 +13,7 @@ from PIL import Image
 
 from evcap.errors import EvcapError
 from evcap.files import replacing
+from evcap.outputs import PNG_METADATA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def draw_names(image: Image.Image, names: Sequence[RetrievedName], attention: np
                 _draw_heat(axes, image, attention[hit.query], COLOURS[rank % len(COLOURS)])
     try:
         with replacing(path) as file:
-            figure.savefig(file, format="png")
+            figure.savefig(file, format="png", metadata=PNG_METADATA)
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import QueryEncoder
 from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
-from evcap.images import open_image, to_rgb, to_tensor
+from evcap.images import to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.phrases import PhraseModel
+from evcap.picture_kinds import Picture, as_list, open_picture
 from evcap.qformer import mean_keys
 from evcap.ranking import RetrievedName
 from evcap.runtime import full_precision, pick_device
 from evcap.weights import fingerprint
-
-Picture = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -104,22 +103,24 @@ class Captioner:
 
     def caption(
         self,
-        images: Picture | Sequence[Picture],
+        images: Picture | Iterable[Picture],
         num_captions: int = 1,
         beams: int | None = None,
         min_length: int | None = None,
         max_length: int | None = None,
         batch_size: int = 16,
     ) -> Caption | list[Caption]:
-        """Caption one picture (-> Caption) or a list (-> list in the same order).
+        """Caption one picture (-> Caption) or several, also from a generator (-> list in the same order).
 
+        A picture is a path, a PIL image, a uint8 array (H,W,3) in RGB or (H,W) in grey, the bytes of a picture file, or a
+        file opened in binary mode.
         beams, min_length and max_length (in tokens) default to the preset's; num_captions <= beams or beams grow.
-        Raises evcap.images.ImageError for a file that is no readable picture.
+        Raises evcap.images.ImageError for a file that is no readable picture, EvcapError for what can be none.
         """
-        if isinstance(images, (str, Path, Image.Image)):
-            return self.caption([images], num_captions, beams, min_length, max_length, batch_size)[0]
-        queries = self.query_features(images, batch_size)
-        return self.caption_features(queries, num_captions, beams, min_length, max_length, batch_size)
+        pictures, single = as_list(images)
+        queries = self.query_features(pictures, batch_size)
+        captions = self.caption_features(queries, num_captions, beams, min_length, max_length, batch_size)
+        return captions[0] if single else captions
 
     @torch.inference_mode()
     def caption_patches(self, patches: torch.Tensor, grid: tuple[int, int] | None = None, **options) -> list[Caption]:
@@ -169,10 +170,8 @@ class Captioner:
     def _choice(self) -> BeamChoice:
         return BeamChoice(self.model.text_projection)
 
-    def names(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
-        """Names the memory gives for each picture, best first."""
-        if isinstance(images, (str, Path, Image.Image)):
-            images = [images]
+    def names(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
+        """Names the memory gives for each picture, best first; of one picture a list of one."""
         return self.retrieve(self.query_features(images, batch_size))
 
     def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
@@ -181,13 +180,12 @@ class Captioner:
         return self.memory.search(queries, rule.hits, rule.keep, rule.names)
 
     @torch.inference_mode()
-    def query_features(self, images: Sequence[Picture], batch_size: int = 16) -> torch.Tensor:
+    def query_features(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> torch.Tensor:
         """Pictures -> Q (N,32,W) float32, on the CPU whatever the model's device."""
+        waiting, rows = iter(as_list(images)[0]), []
         with full_precision(self.device):
-            rows = [
-                self.model.query_features(self.patch_tokens(images[start : start + batch_size])).cpu()
-                for start in range(0, len(images), batch_size)
-            ]
+            while batch := list(islice(waiting, batch_size)):
+                rows.append(self.model.query_features(self.patch_tokens(batch)).cpu())
         return torch.cat(rows) if rows else torch.zeros(0, self.preset.image_queries, self.preset.image_qformer.width)
 
     @torch.inference_mode()
@@ -199,14 +197,14 @@ class Captioner:
         """Pictures -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""
         vision = self.preset.vision
         # far larger pictures are shrunk while they are opened, as on the command line
-        opened = [to_rgb(i) if isinstance(i, Image.Image) else open_image(i, 2 * vision.image_size) for i in images]
+        opened = [open_picture(image, 2 * vision.image_size) for image in images]
         pixels = to_tensor(opened, vision.image_size, vision.mean, vision.std)
         flip = torch.tensor(mirrored, dtype=torch.bool)
         if flip.any():
             pixels[flip] = pixels[flip].flip(-1)
         return pixels
 
-    def keys(self, images: Sequence[Picture], batch_size: int = 16) -> np.ndarray:
+    def keys(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> np.ndarray:
         """Pictures -> memory keys (N,W) float32, see `mean_keys`."""
         return mean_keys(self.query_features(images, batch_size)).numpy()
 

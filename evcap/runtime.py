@@ -7,8 +7,10 @@ for the frozen language model and for training.
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -106,7 +108,46 @@ def processes():
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
+def available_cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: by its affinity, and by the CPU quota of its control groups, rounded up.
+
+    groups: where version 2 of Linux's control groups is mounted. mine: the file that tells in which one this process is.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        told = [line.split(":", 2) for line in mine.read_text().splitlines()]
+        inside = next(path for number, names, path in told if number == "0" and not names).strip("/")
+    except (OSError, ValueError, StopIteration):
+        inside = ""
+    folder = groups / inside
+    for group in (folder, *folder.parents):
+        if group.is_relative_to(groups):
+            cores = min(cores, _quota(group / "cpu.max"))
+    return max(cores, 1)
+
+
+def _quota(file: Path) -> float:
+    """Cores that a control group may use, rounded up; infinity without a limit."""
+    try:
+        quota, period = file.read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number
+        return math.inf
+
+
+def use_threads(threads: int | None = None) -> None:
+    """So many threads for a model on CPUs, also for libraries that are imported later.
+
+    None: as many as PyTorch would take, but not more than `available_cores`; what OMP_NUM_THREADS says holds.
+    """
+    if threads is None and os.environ.get("OMP_NUM_THREADS"):
+        return
+    threads = threads or min(torch.get_num_threads(), available_cores())
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
 def use_all_cores(device: torch.device, processes: int) -> None:
     """On CPUs `accelerate launch` leaves each process a single thread (it sets OMP_NUM_THREADS=1): take a fair share."""
     if device.type == "cpu" and torch.get_num_threads() == 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(max(1, available_cores() // processes))

@@ -18,11 +18,11 @@ import torch
 import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.named import NamedImage
+from evcap.progress import tqdm
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -134,10 +134,20 @@ def efficientnet_lite2_state() -> dict[str, torch.Tensor]:
 
 def smollm2_folder() -> Path:
     """A transformers folder (config, tokenizer, bfloat16 safetensors) of SmolLM2-135M-Instruct, made once from its GGUF."""
-    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
+    folder = _smollm2_cache()
     if not _converted(folder):
         _convert_gguf(SMOLLM2_GGUF.locate(), folder)
     return folder
+
+
+def check_smollm2() -> None:
+    """Raises EvcapError if SmolLM2 is not converted yet, and its wheel is not there to be."""
+    if not _converted(_smollm2_cache()):
+        SMOLLM2_GGUF.locate()
+
+
+def _smollm2_cache() -> Path:
+    return cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF.sha256[:12]}"
 
 
 def _converted(folder: Path) -> bool:

@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 
 import evcap
 from evcap.cli import app
+from evcap.config import shipped_memory
 
+# by which commands tell, before a model is loaded, whether a memory fits it
+ENCODER = json.loads((shipped_memory() / "manifest.json").read_text())["encoder"]
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (90, 90, 90), (250, 250, 0)]
 
 Hit = namedtuple("Hit", "name similarity query")

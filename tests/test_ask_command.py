@@ -146,7 +146,10 @@ def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, a
     [
         (["nowhere.tif", "any ships?"], "there is no such file"),
         (["CITY", ""], "the question is empty"),
-        (["CITY", "is it?"], "names nothing that could be looked for"),
+        (
+            ["CITY", "is it?"],
+            'names nothing that could be looked for; ask about things, as in "any ships?", or let `evcap caption`',
+        ),
         (["CITY", "any ships?", "--endpoint", "http://localhost:1/v1"], "go with --phrases-by endpoint"),
         (["CITY", "any ships?", "--phrases-by", "endpoint"], "needs --endpoint URL and --endpoint-model NAME"),
         (["CITY", "any ships?", "any cars?", "--choice", "yes"], "go with one question"),

@@ -16,7 +16,8 @@ from cli_tools import COLOURS, jsonl, run, said
 from PIL import Image
 
 import evcap
-from evcap.results import Format, Result, ResultWriter
+from evcap.result_file import ResultWriter
+from evcap.results import Format, Result
 
 HERE = Path(__file__).parent
 FAKE = str(HERE / "cli_tools.py")
@@ -174,7 +175,7 @@ def test_every_kind_of_result_survives_the_way_to_a_file_and_back(tmp_path):
         writer.complete()
         before = path.read_text()
         again = ResultWriter(path, form, resume=True)
-        assert again.finished == {odd[0].file, odd[1].file}
+        assert again.finished == {os.path.abspath(odd[0].file), os.path.abspath(odd[1].file)}
         again.write(odd[2])
         again.complete()
         assert path.read_text() == before

@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_leaves_the_finished_lines(photos):
     command = f"{sys.executable} {FAKE} caption . --format jsonl --output out.jsonl --num-captions 60 --quiet"
     shown = subprocess.run(["bash", "-c", f"ulimit -f 1; {command}"], capture_output=True, text=True, env=ENVIRONMENT)
     assert shown.returncode == 1 and shown.stderr == "evcap: cannot write out.jsonl.part: File too large\n"
-    run_again = [sys.executable, FAKE, "caption", ".", "--format", "jsonl", "--output", "out.jsonl", "--resume"]
+    run_again = [sys.executable, FAKE, *command.split()[2:], "--resume"]
     assert subprocess.run(run_again, env=ENVIRONMENT, capture_output=True).returncode == 0
     lines = jsonl(Path("out.jsonl").read_text())
     assert [line["file"] for line in lines] == photos

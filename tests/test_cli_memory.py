@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_tools import FakeCaptioner, jsonl, run
+from cli_tools import ENCODER, FakeCaptioner, jsonl, run
 
 import evcap
 
@@ -18,7 +18,7 @@ def memory(photos, fake) -> str:
     from evcap.memory import VisualNameMemory
 
     keys = np.eye(3, dtype=np.float32)
-    built = VisualNameMemory.build(keys, ["dog", "cat", "dog"], ["s"] * 3, ["a.jpg", "b.jpg", "c.jpg"], "fake")
+    built = VisualNameMemory.build(keys, ["dog", "cat", "dog"], ["s"] * 3, ["a.jpg", "b.jpg", "c.jpg"], ENCODER)
     built.save("m")
     return "m"
 
@@ -27,7 +27,7 @@ def memory(photos, fake) -> str:
 def loads_memory(monkeypatch):
     from evcap.memory import VisualNameMemory
 
-    monkeypatch.setattr(evcap, "load", lambda preset, memory: FakeCaptioner(VisualNameMemory.open(memory, "fake")))
+    monkeypatch.setattr(evcap, "load", lambda preset, memory: FakeCaptioner(VisualNameMemory.open(memory, ENCODER)))
 
 
 def alone(*words: str) -> subprocess.CompletedProcess:
@@ -45,7 +45,7 @@ def listed(folder) -> dict[str, int]:
 
 def test_memory_info_and_list(memory):
     text = run("memory", "info", "--memory", memory).stdout
-    assert "3 entries of 2 names" in text and "fake" in text and "3 x float" in text
+    assert "3 entries of 2 names" in text and ENCODER in text and "3 x float" in text
     assert run("memory", "list", "--memory", memory).stdout == "     1  cat\n     2  dog\n"
 
 
@@ -67,7 +67,7 @@ def test_memory_index(photos, fake):
 
     draw = np.random.default_rng(0)
     names, images = [f"n{i % 50}" for i in range(1200)], [f"{i}.jpg" for i in range(1200)]
-    VisualNameMemory.build(draw.normal(size=(1200, 16)), names, ["s"] * 1200, images, "fake").save("m")
+    VisualNameMemory.build(draw.normal(size=(1200, 16)), names, ["s"] * 1200, images, ENCODER).save("m")
     assert "index     flat\n" in run("memory", "info", "--memory", "m").stdout
     shown = alone("memory", "index", "--kind", "hnsw", "--memory", "m")
     assert shown.stdout == "m now has index hnsw over 1,200 entries of 50 names\nFalse\n" and shown.stderr == ""

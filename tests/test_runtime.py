@@ -1,5 +1,6 @@
 """Devices and precisions: real ones, and simulated ones that are not here."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from evcap.errors import EvcapError
 from evcap.runtime import (
+    available_cores,
     computes_bfloat16,
     full_precision,
     half_dtype,
@@ -16,6 +18,7 @@ from evcap.runtime import (
     pick_device,
     tower_dtype,
     training_precision,
+    use_threads,
 )
 
 FLAGS = Path("/proc/cpuinfo")
@@ -92,3 +95,42 @@ def test_a_device_that_is_not_there_is_one_line(machine, monkeypatch, wanted, gp
 def test_the_cpu_where_there_is_no_gpu(machine):
     machine(False)
     assert pick_device() == pick_device("cpu") == torch.device("cpu")
+
+
+def test_cores_are_those_that_this_process_may_use(tmp_path, monkeypatch):
+    """By its affinity, and by the least quota of its control groups, rounded up."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    groups, mine = tmp_path / "cgroup", tmp_path / "self"
+    (groups / "a" / "b").mkdir(parents=True)
+    assert available_cores(groups, mine) == 8
+    mine.write_text("1:cpu:/other\n0::/a/b\n")
+    for quota, cores in (("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), ("9000000 100000", 8), ("torn", 8)):
+        (groups / "a" / "cpu.max").write_text(quota + "\n")
+        assert available_cores(groups, mine) == cores
+    (groups / "a" / "b" / "cpu.max").write_text("300000 100000\n")
+    assert available_cores(groups, mine) == 3
+    (groups / "cpu.max").write_text("100000 100000\n")
+    assert available_cores(groups, mine) == 1
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Calls of torch.set_num_threads, of a PyTorch that would take 6."""
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr("evcap.runtime.available_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    return calls
+
+
+def test_threads(threads, monkeypatch):
+    use_threads()
+    assert threads == [4] and os.environ["OMP_NUM_THREADS"] == "4"
+    use_threads()
+    use_threads(2)
+    assert threads == [4, 2], "what is set already holds unless a number is given"
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr("evcap.runtime.available_cores", lambda: 64)
+    use_threads()
+    assert threads == [4, 2, 6]

@@ -9,11 +9,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from evcap.cluster import map_by_actors, ray_session
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
+from evcap.progress import tqdm
 from evcap.uhr.plans import make_plan
 from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.reading import read_ahead, squares

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from evcap.contact_sheet import wrapped
 from evcap.errors import EvcapError
 from evcap.files import replacing
+from evcap.outputs import PNG_METADATA
 from evcap.overlay import COLOURS, FAINT, INK
 from evcap.uhr.evidence import Evidence, numbered
 from evcap.uhr.geo import cell_words, intersections
@@ -70,7 +71,7 @@ def draw_overlay(path: str | Path, raster: Raster, evidence: Sequence[Evidence],
         _draw_near(sheet, x, y, side, raster, item, number, _colour(place))
     try:
         with replacing(path) as temporary:
-            sheet.figure.savefig(temporary, format="png")
+            sheet.figure.savefig(temporary, format="png", metadata=PNG_METADATA)
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

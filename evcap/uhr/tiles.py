@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from evcap.errors import EvcapError
+from evcap.progress import tqdm
 from evcap.uhr.plans import Plan
 from evcap.uhr.raster import Raster
 from evcap.uhr.reading import Tiles, read_ahead, squares

@@ -1,0 +1,173 @@
+"""`evcap caption`. Heavy modules are imported inside the command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import evcap
+from evcap.cli_ask import is_large, large_captions
+from evcap.console import Progress, answers, command, complain, report, tell_finished
+from evcap.embedded import embed
+from evcap.errors import EvcapError
+from evcap.interrupt import INTERRUPTED
+from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, Threads, named_paths
+from evcap.outputs import check_outputs
+from evcap.preflight import check_model, checked_decoding, made_with
+from evcap.result_file import ResultWriter
+from evcap.results import Format, Result
+from evcap.sidecars import Existing, Sidecars
+
+
+@command
+def caption_command(
+    paths: Paths,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="How results are written; metadata is the metadata.jsonl that diffusion trainers read."),
+    ] = Format.text,
+    output: Output = None,
+    sidecar: Annotated[bool, typer.Option("--sidecar", help="Write photo.txt beside photo.jpg.")] = False,
+    extension: Annotated[str, typer.Option(help="Of the files of --sidecar, in place of .txt.")] = ".txt",
+    embedded: Annotated[
+        bool, typer.Option("--embed", help="Write captions into JPEG, PNG and WebP files (EXIF ImageDescription).")
+    ] = False,
+    existing: Annotated[
+        Existing, typer.Option(help="What --sidecar and --embed do with a text that is there already.")
+    ] = Existing.keep,
+    prefix: Annotated[str, typer.Option(help="Text before each caption.")] = "",
+    suffix: Annotated[str, typer.Option(help="Text behind each caption.")] = "",
+    num_captions: Annotated[int, typer.Option(min=1, help="Captions for each picture.")] = 1,
+    beams: Annotated[int | None, typer.Option(min=1, help="Width of the beam search; the preset's by default.")] = None,
+    min_length: Annotated[int | None, typer.Option(min=0, help="Tokens in a caption, at least.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens in a caption, at most.")] = None,
+    batch_size: BatchSize = 16,
+    memory: Memory = None,
+    preset: Preset = "embedded",
+    threads: Threads = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Skip pictures that FILE.part, or else FILE, holds without error (all formats but text); "
+            "with --sidecar and no --output, those that have their text file.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Caption pictures: results on standard output or in --output, progress and errors on standard error."""
+    from evcap.images import find_images
+    from evcap.runtime import use_threads
+
+    use_threads(threads)
+    _check_texts(sidecar, extension, embedded, existing)
+    files = find_images(named_paths(paths))
+    model = check_model(preset, memory)
+    lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}
+    decoding = checked_decoding(model, num_captions, **lengths)
+    sidecars = Sidecars(files, extension, existing) if sidecar else None
+    check_outputs({"--output": output}, [*files, *(sidecars.path(file) for file in files if sidecars)])
+    folder = _metadata_folder(files, output) if form == Format.metadata else ""
+    by_sidecar = resume and sidecar and output is None
+    around = {"prefix": prefix, "suffix": suffix}
+    settings = _settings(made_with(preset, model, memory), {"num_captions": num_captions} | asdict(decoding) | around)
+    failures: list[str] = []
+    done = 0
+    texts = _Texts(sidecars, embedded, existing)
+    load = cache(partial(evcap.load, preset, memory))  # loaded when the first picture is open
+    options = {"num_captions": num_captions, "batch_size": batch_size, **lengths}
+    with ResultWriter(output, form, resume and not by_sidecar, settings) as writer:
+        finished = sidecars.finished if by_sidecar else writer.is_finished
+        todo = [file for file in files if not finished(file)]
+        tell_finished(len(files) - len(todo), len(files), quiet, writer.remark)
+        try:
+            said = _all_answers(todo, preset, memory, batch_size, lambda images: load().caption(images, **options), quiet)
+            with closing(said), Progress(len(todo), quiet) as progress:
+                for file, caption, error in said:
+                    names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
+                    captions = [f"{prefix}{text}{suffix}" for text in caption.captions] if caption else []
+                    error = error or texts.put(file, captions)
+                    writer.write(Result(str(file), captions, names, error, folder))
+                    failures += [error] if error else []
+                    done += 1
+                    progress.advance()
+            writer.complete()
+        except KeyboardInterrupt:
+            report(failures, len(todo))
+            complain(f"interrupted after {done} of {len(todo)} pictures; {_way_on(writer, sidecar)}")
+            raise typer.Exit(INTERRUPTED) from None
+    texts.tell_kept()
+    report(failures, len(todo))
+    if failures:
+        raise typer.Exit(1)
+
+
+def _settings(*parts: dict) -> dict:
+    """What a run was made with, under the names that options have."""
+    return {"evcap": evcap.__version__} | {key.replace("_", "-"): value for part in parts for key, value in part.items()}
+
+
+def _metadata_folder(files: Sequence[Path], output: Path | None) -> str:
+    """The folder whose pictures a metadata file tells of. Raises EvcapError for a picture that is not in it or below."""
+    folder = os.path.abspath(output.parent if output else ".")
+    for file in files:
+        if os.path.commonpath([folder, os.path.abspath(file)]) != folder:
+            raise EvcapError(f"--format metadata tells of pictures in {folder} and below, where {file} is not")
+    return folder
+
+
+def _check_texts(sidecar: bool, extension: str, embedded: bool, existing: Existing) -> None:
+    """Raises EvcapError for options that mean nothing without others."""
+    if existing != Existing.keep and not (sidecar or embedded):
+        raise EvcapError(f"--existing {existing} is about the texts of --sidecar and --embed: name one of them")
+    if extension != ".txt" and not sidecar:
+        raise EvcapError("--extension is of the files of --sidecar: name it too")
+
+
+class _Texts:
+    """Where captions go beside the results: into the pictures, and into texts beside them."""
+
+    def __init__(self, sidecars: Sidecars | None, embedded: bool, existing: Existing):
+        self.sidecars, self.embedded, self.existing, self._kept = sidecars, embedded, existing, 0
+
+    def put(self, file: Path, captions: list[str]) -> str | None:
+        """Write the captions of one picture, last the sidecar, which --resume looks at. Returns what failed, in one line."""
+        if self.embedded:
+            try:
+                self._kept += not embed(file, captions, self.existing)
+            except EvcapError as error:
+                return str(error)
+        return self.sidecars.write(file, captions) if self.sidecars else None
+
+    def tell_kept(self) -> None:
+        """One line on standard error if texts that were there stayed."""
+        count = self._kept + (self.sidecars.kept if self.sidecars else 0)
+        if count:
+            told = "1 text was there before and was" if count == 1 else f"{count:,} texts were there before and were"
+            complain(f"{told} kept; --existing overwrite, append or prepend changes that")
+
+
+def _all_answers(
+    todo: Sequence[Path], preset: str, memory: Path | None, batch_size: int, ask: Callable, quiet: bool
+) -> Iterator[tuple]:
+    """As `answers`, of photos first and then of pictures that are captioned by their tiles."""
+    large = [file for file in todo if is_large(file)]
+    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask)) as said:
+        yield from said
+    if large:
+        yield from large_captions(large, preset, memory, quiet)
+
+
+def _way_on(writer: ResultWriter, sidecar: bool) -> str:
+    if writer.part and writer.form != Format.text:
+        return f"finished lines are in {writer.part}, the same command with --resume goes on from there"
+    if sidecar and not writer.path:
+        return "the same command with --resume goes on from there"
+    return "a run with --output FILE and --format jsonl or csv can be continued with --resume"

@@ -1,0 +1,45 @@
+"""Options that several commands have, each told once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evcap.errors import EvcapError
+
+Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
+Memory = Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Pictures, folders (searched below), patterns; - reads paths from standard input, one a line or ended by NUL.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Write results to this file; it grows as FILE.part and gets its name when all is done."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no closing line.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of the model on CPUs; without it the cores that this process may use.")
+]
+
+
+def named_paths(paths: Sequence[str]) -> list[str]:
+    """The paths of the command line; in place of "-" those that standard input lists. Raises EvcapError if it lists none."""
+    if "-" not in paths:
+        return list(paths)
+    data = sys.stdin.buffer.read()
+    listed = data.split(b"\0") if b"\0" in data else data.splitlines()
+    read = [os.fsdecode(path) for path in listed if path.strip()]
+    if not read:
+        raise EvcapError("standard input lists no paths: one a line, or each ended by NUL as by `find -print0`")
+    at = paths.index("-")
+    return [*paths[:at], *read, *(path for path in paths[at + 1 :] if path != "-")]

