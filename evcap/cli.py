@@ -13,8 +13,9 @@ import typer
 import evcap
 from evcap.cli_ask import ask_command, is_large, large_captions
 from evcap.cli_memory import memory_app
-from evcap.cli_uhr import index_command
+from evcap.cli_uhr import BandsChoice, StretchChoice, index_command
 from evcap.console import INTERRUPTED, Progress, answers, command, complain, report
+from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.results import Format, Result, ResultWriter, Sidecars, sidecar_path
 
@@ -67,6 +68,8 @@ def caption_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    bands: BandsChoice = None,
+    stretch: StretchChoice = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -80,7 +83,8 @@ def caption_command(
     """Caption pictures: results on standard output or in --output, progress and errors on standard error."""
     from evcap.images import find_images
 
-    files = find_images(paths)
+    display = Display.read(bands, stretch)
+    files = find_images(paths, report=complain)
     sidecars = Sidecars(files) if sidecar else None
     by_sidecar = resume and sidecar and output is None
     writer = ResultWriter(output, form, resume and not by_sidecar)
@@ -96,7 +100,7 @@ def caption_command(
     failures: list[str] = []
     done = 0
     try:
-        said = _all_answers(todo, preset, memory, batch_size, lambda pictures: load().caption(pictures, **options), quiet)
+        said = _all_answers(todo, preset, memory, batch_size, partial(_captions, load, options), quiet, display)
         with closing(said), Progress(len(todo), quiet) as progress:
             for file, caption, error in said:
                 names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
@@ -117,13 +121,17 @@ def caption_command(
         raise typer.Exit(1)
 
 
-def _all_answers(todo, preset, memory, batch_size, ask, quiet) -> Iterator[tuple]:
+def _captions(load, options: dict, pictures) -> list:
+    return load().caption(pictures, **options)
+
+
+def _all_answers(todo, preset, memory, batch_size, ask, quiet, display) -> Iterator[tuple]:
     """As `answers`, of photos first and then of pictures that are captioned by their tiles."""
     large = [file for file in todo if is_large(file)]
-    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask)) as said:
+    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask, display)) as said:
         yield from said
     if large:
-        yield from large_captions(large, preset, memory, quiet)
+        yield from large_captions(large, preset, memory, quiet, display)
 
 
 def _way_on(writer: ResultWriter, sidecar: bool) -> str:
@@ -144,16 +152,19 @@ def names_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    bands: BandsChoice = None,
+    stretch: StretchChoice = None,
 ) -> None:
     """Names that the memory gives for pictures, with cosine similarity and the query (0 to 31) that found each."""
     from evcap.images import find_images
 
-    files = find_images(paths)
+    display = Display.read(bands, stretch)
+    files = find_images(paths, report=complain)
     if plot and len(files) > 1:
         raise EvcapError(f"--plot draws one picture, {len(files)} were named; name one")
     load = cache(partial(evcap.load, preset, memory))
     failures: list[str] = []
-    with closing(answers(files, preset, batch_size, lambda pictures: _names(load(), pictures, plot is not None))) as said:
+    with closing(answers(files, preset, batch_size, partial(_names, load, plot is not None), display)) as said:
         for file, answer, error in said:
             if error:
                 failures.append(error)
@@ -171,8 +182,9 @@ def names_command(
         raise typer.Exit(1)
 
 
-def _names(captioner, pictures, attend: bool) -> list[tuple]:
+def _names(load, attend: bool, pictures) -> list[tuple]:
     """(picture, its names, attention maps (32,rows,columns) or None) for each picture."""
+    captioner = load()
     found = captioner.names(pictures, batch_size=len(pictures))
     return [(p, names, captioner.attention(p) if attend else None) for p, names in zip(pictures, found, strict=True)]
 

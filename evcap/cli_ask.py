@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evcap.cli_uhr import default_folder, need_rasterio
+from evcap.cli_uhr import BandsChoice, StretchChoice, index_folder, need_rasterio
 from evcap.console import command, complain
+from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from evcap.uhr.question import Question
     from evcap.uhr.tiles import TileIndex
 
-LARGE = 50_000_000  # pixels from which a TIFF, VRT or JPEG 2000 is captioned by its tiles
-TILED = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
+PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")  # which GDAL reads too, where they are too large for Pillow
 
 
 class PhrasesBy(StrEnum):
@@ -57,16 +57,23 @@ def ask_command(
     endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
     memory: Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")] = None,
     preset: Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")] = "embedded",
+    bands: BandsChoice = None,
+    stretch: StretchChoice = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no remarks.")] = False,
 ) -> None:
     """Ask about a picture of any size; the answer says where it looked."""
     need_rasterio()
+    check_calibrated(preset)
+    display = Display.read(bands, stretch)
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
+    from evcap.images import stored_path
+
     failed, overview = 0, None
-    with opened(image) as raster:
-        load = cache(partial(_load, raster, index or default_folder(image), preset, memory, gallery or ()))
+    image = stored_path(image)
+    with opened(image, display) as raster:
+        load = cache(partial(_load, raster, index, preset, memory, gallery or ()))
         for text in _questions(question):
             start = time.monotonic()
             try:
@@ -90,22 +97,27 @@ def ask_command(
 
 def _questions(given: Sequence[str]) -> Iterator[str]:
     """Those of the command line, or, each as soon as it is there, the lines of standard input that are not empty."""
-    lines = (line.strip() for line in sys.stdin)
-    yield from filter(None, lines) if given == ["-"] else given
+    if given != ["-"]:
+        yield from given
+        return
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    yield from filter(None, (line.replace("\ufeff", "").strip() for line in sys.stdin))  # each file may begin with such a mark
 
 
-def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
+def _load(raster, index: Path | None, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
     from evcap.uhr.answer import Analyst
 
     analyst = Analyst.load(preset, memory, galleries)
-    return analyst, analyst.open_index(raster, folder)
+    return analyst, analyst.open_index(raster, index_folder(raster.path, index))
 
 
 def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None, choices: Sequence[str], load) -> Question:
-    from evcap.uhr.question import analyse
+    from evcap.uhr.question import analyse, check_understood
 
     back_end = load()[0].phrases if by == PhrasesBy.model else _backend(by, endpoint, model)
-    return analyse(text, back_end, choices)
+    asked = analyse(text, back_end, choices)
+    check_understood(asked)
+    return asked
 
 
 def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overlay: Path | None) -> None:
@@ -148,10 +160,10 @@ def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
 
 
 @contextmanager
-def opened(image: Path) -> Iterator:
+def opened(image: Path, display: Display) -> Iterator:
     from evcap.uhr.raster import Raster
 
-    with Raster(image) as raster:
+    with Raster(image, display.bands, display.stretch) as raster:
         yield raster
 
 
@@ -167,29 +179,43 @@ def _tell_places(answer: Answer, raster) -> None:
 
 
 def is_large(path: Path) -> bool:
-    """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more."""
-    if path.suffix.lower() not in TILED or not path.is_file():
+    """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more, or a photo of more than
+    Pillow takes whole."""
+    from evcap.image_kinds import RASTERS, reads_rasters
+
+    if path.suffix.lower() not in (*RASTERS, *PHOTOS) or not path.is_file() or not reads_rasters():
         return False
-    try:
-        from evcap.uhr.raster import Raster
+    from evcap.uhr.whole import is_large
 
-        with Raster(path) as raster:
-            return raster.width * raster.height >= LARGE
-    except (ImportError, EvcapError):
-        return False  # it is opened as a photo, which tells what is wrong
+    return is_large(path, RASTERS)
 
 
-def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quiet: bool) -> Iterator[tuple]:
+def check_calibrated(preset: str) -> None:
+    """Raises EvcapError for a preset that does not say from which score on something counts as found."""
+    from evcap.config import load_preset
+    from evcap.uhr.calibration import calibrated
+
+    calibrated(load_preset(preset))
+
+
+def large_captions(
+    files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
+) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
-    from evcap.uhr.answer import Analyst
-    from evcap.uhr.raster import RasterError
+    try:
+        check_calibrated(preset)
+        from evcap.uhr.answer import Analyst
 
-    load = cache(partial(Analyst.load, preset, memory))
+        analyst = Analyst.load(preset, memory)
+    except EvcapError as error:  # no large picture can be captioned, but what is done before shall be kept
+        yield from ((file, None, f"{file}: {error}") for file in files)
+        return
     for file in files:
         try:
-            with opened(file) as raster:
-                said = load().caption(load().open_index(raster, default_folder(file)), quiet=quiet)
-        except RasterError as error:  # other errors are of settings, which no other file would change
-            yield file, None, str(error)
+            with opened(file, display) as raster:
+                said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), quiet=quiet)
+        except (EvcapError, OSError) as error:
+            said_so = str(error)
+            yield file, None, said_so if str(file) in said_so else f"{file}: {said_so}"
         else:
             yield file, said.as_caption(), None

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import evcap
+from evcap.cli_uhr import BandsChoice, StretchChoice
 from evcap.config import shipped_memory
-from evcap.console import Progress, answers, command, report
+from evcap.console import Progress, answers, command, complain, report
+from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
 
@@ -97,11 +99,15 @@ def search(
     limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
     memory: Which = None,
     preset: Preset = "embedded",
+    bands: BandsChoice = None,
+    stretch: StretchChoice = None,
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
-    from evcap.images import open_image
+    from evcap.config import load_preset
+    from evcap.images import open_image, stored_path
 
-    picture = open_image(image)
+    enough = 2 * load_preset(preset).vision.image_size  # as pictures are opened that are added
+    picture = open_image(stored_path(image), enough, Display.read(bands, stretch))
     captioner = evcap.load(preset, memory)
     found = captioner.memory
     similarities, entries = found.nearest(captioner.keys([picture]), min(limit, len(found)))
@@ -123,6 +129,8 @@ def add(
     memory: Edited = None,
     preset: Preset = "embedded",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 16,
+    bands: BandsChoice = None,
+    stretch: StretchChoice = None,
     quiet: Quiet = False,
 ) -> None:
     """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
@@ -130,11 +138,11 @@ def add(
 
     from evcap.memory import VisualNameMemory
 
-    folder = _to_edit(memory)
+    folder, display = _to_edit(memory), Display.read(bands, stretch)
     named = _named_pictures(name, images, from_folder)
     load = cache(partial(evcap.load, preset, folder))
     keys, added, failures = [], [], []
-    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size))
+    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size), display)
     with closing(said), Progress(len(named), quiet) as progress:
         for file, key, error in said:
             if error:
@@ -163,7 +171,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
     if from_folder is None:
         if name is None or not images:
             raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
-        return dict.fromkeys(find_images(images), checked_name(name))
+        return dict.fromkeys(find_images(images, report=complain), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
     return {item.path: item.name for item in read_named_folders(from_folder, "user")}
