@@ -106,15 +106,15 @@ def check_manifest(folder: Path, told: dict, raster: Raster) -> None:
         with suppress(OSError):  # it is read where nobody can write, too
             write_text(folder / "manifest.json", json.dumps(found, indent=1) + "\n")
     kinds = {
-        "raster": f"content: {raster.path.name} has changed since, or is another file",
-        "bands": f"bands ({_listed(found.get('bands'))})",
-        "stretch": f"stretch ({_listed(found.get('stretch'))})",
-        "plan": f"plan ({found.get('plan')})",
-        "encoder": "encoder",
+        "raster": f"another file, or {raster.path.name} has changed since",
+        "bands": f"other bands ({_listed(found.get('bands'))})",
+        "stretch": f"another stretch ({_listed(found.get('stretch'))})",
+        "plan": f"another plan ({found.get('plan')})",
+        "encoder": "another encoder",
     }
     for key, kind in kinds.items():
         if found.get(key) != told[key]:
-            raise EvcapError(f"{folder} is the index of another {kind}; {remedy(folder, raster)}, or name another (--index)")
+            raise EvcapError(f"{folder} is the index of {kind}; {remedy(folder, raster)}, or name another (--index)")
     if found != {"format": FORMAT} | told | {"file": found.get("file")}:  # it may have been renamed
         raise EvcapError(f"{folder}/manifest.json is damaged; {remedy(folder, raster)}")
 
