@@ -1,6 +1,7 @@
 """Which files a list of paths, folders and patterns means."""
 
 import os
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -97,9 +98,10 @@ def test_the_commands_tell_what_is_left_out(tree, fake):
         assert "evcap: left out: pictures of kinds" in run(*command, "t", code=1).stderr
 
 
-def test_folders_of_any_depth(tmp_path, monkeypatch):
+def test_folders_of_any_depth(tmp_path, monkeypatch, request):
     depth = 1500  # more than Python's stack, fewer characters than a path may have
     monkeypatch.chdir(tmp_path)
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", tmp_path / "t"], check=True))  # shutil.rmtree is recursive
     os.mkdir("t")
     here = os.open("t", os.O_RDONLY)
     for _ in range(depth):

@@ -18,6 +18,7 @@ STARTS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
 DEEPEST = 16  # VRTs inside of one another
+UNREADABLE = "a VRT with a source that cannot be read: "
 SOURCES = ("sourcefilename", "sourcedataset")  # the elements of a VRT that name files; GDAL ignores case
 
 
@@ -98,6 +99,5 @@ def _check_vrt(path: Path, checked: set[Path], around: tuple[Path, ...]) -> None
                 raise RasterError(f"{source}: only local files are read")
             _driver_of(source, checked, around)
         except (RasterError, OSError, ValueError) as error:  # a source may be anything: an address, XML, too long a name
-            raise RasterError(
-                f"{path}: a VRT with a source that cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from None
+            reason = " ".join(str(error).split()).rpartition(UNREADABLE)[2]  # of VRTs of VRTs the innermost
+            raise RasterError(f"{path}: {UNREADABLE}{reason[:300]}") from None
