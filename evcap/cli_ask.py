@@ -202,20 +202,17 @@ def large_captions(
     files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
 ) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
-    try:
-        check_calibrated(preset)
-        from evcap.uhr.answer import Analyst
+    from evcap.uhr.answer import Analyst
 
-        analyst = Analyst.load(preset, memory)
-    except EvcapError as error:  # no large picture can be captioned, but what is done before shall be kept
-        yield from ((file, None, f"{file}: {error}") for file in files)
-        return
+    analyst = None
     for file in files:
         try:
+            check_calibrated(preset)
             with opened(file, display) as raster:
+                analyst = analyst or Analyst.load(preset, memory)
                 said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), quiet=quiet)
-        except (EvcapError, OSError) as error:
-            said_so = str(error)
-            yield file, None, said_so if str(file) in said_so else f"{file}: {said_so}"
+        except (EvcapError, OSError) as error:  # whatever it is, what is done before and after is kept
+            reason = str(error)
+            yield file, None, reason if reason.startswith(f"{file}: ") else f"{file}: {reason}"
         else:
             yield file, said.as_caption(), None
