@@ -181,13 +181,16 @@ def _tell_places(answer: Answer, raster) -> None:
 def is_large(path: Path) -> bool:
     """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more, or a photo of more than
     Pillow takes whole."""
-    from evcap.image_kinds import RASTERS, reads_rasters
+    from evcap.image_kinds import RASTERS, pillow_takes, reads_rasters
 
-    if path.suffix.lower() not in (*RASTERS, *PHOTOS) or not path.is_file() or not reads_rasters():
+    suffix = path.suffix.lower()
+    if suffix not in (*RASTERS, *PHOTOS) or not path.is_file() or not reads_rasters():
         return False
+    if suffix in PHOTOS:
+        return not pillow_takes(path)
     from evcap.uhr.whole import is_large
 
-    return is_large(path, RASTERS)
+    return is_large(path)
 
 
 def check_calibrated(preset: str) -> None:

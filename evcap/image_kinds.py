@@ -74,6 +74,17 @@ def _is_masked(image: Image.Image) -> bool:
     return bool(int(image.tag_v2.get(PAGE, 0)) & MASK)
 
 
+def pillow_takes(path: Path) -> bool:
+    """False for a photo of more pixels than Pillow allows, from its header; what is damaged in another way is no such photo."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return False
+    except Exception:  # whoever opens it tells what is wrong
+        return True
+
+
 def is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in BRANDS
 

@@ -44,12 +44,10 @@ def _orientation(path: Path, raster: Raster) -> int:
         return raster.orientation
 
 
-def is_large(path: Path, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file is captioned by its tiles: a raster of one of these suffixes of 50 megapixels or more, and a photo of
-    more than Pillow takes whole. False for what cannot be opened."""
+def is_large(path: Path) -> bool:
+    """Whether a raster is captioned by its tiles. False for what cannot be opened."""
     try:
         width, height = size_of(path)
     except RasterError:
         return False
-    photo = path.suffix.lower() not in suffixes
-    return width * height > (2 * (Image.MAX_IMAGE_PIXELS or MOST_PIXELS) if photo else LARGE - 1)
+    return width * height >= LARGE
