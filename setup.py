@@ -34,6 +34,7 @@ GPU = ["bitsandbytes>=0.46", "sentencepiece>=0.2"]
 SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing pictures
 CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
 UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # pictures too large to open; the words of a question
+HEIC = ["pillow-heif>=1.1"]  # photos of telephones
 DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12", "pyogrio>=0.10", "shapely>=2"]  # the last two read GeoJSON
 
 setup(
@@ -56,7 +57,8 @@ setup(
         "synth": SYNTH,
         "cluster": CLUSTER,
         "uhr": UHR,
-        "dev": TRAIN + GPU + SYNTH + CLUSTER + UHR + DEV,
+        "heic": HEIC,
+        "dev": TRAIN + GPU + SYNTH + CLUSTER + UHR + HEIC + DEV,
     },
     entry_points={"console_scripts": ["evcap = evcap.__main__:main"]},
 )

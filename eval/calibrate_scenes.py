@@ -55,11 +55,11 @@ def main(
             for way in PATHS:
                 best[way] += [places[0].score for places in searcher.retriever.find(index, absent, way)]
     slope = float(np.mean(excess))
-    print(f"# {len(paths)} scenes, {len(tiles)} phrases that are nowhere in them")
+    print(f"# {len(paths)} scenes, {len(tiles)} phrases that are nowhere in them\nretrieval:")
     for way in PATHS:
         level = np.quantile(best[way] - slope * np.log(np.array(tiles) / 1000), 1 - FALSE_ALARMS)
-        print(f"{way}: {level:.3f}")
-    print(f"slope: {slope:.3f}")
+        print(f"  {way}: {level:.3f}")
+    print(f"  slope: {slope:.3f}")
 
 
 if __name__ == "__main__":

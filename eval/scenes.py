@@ -27,13 +27,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from evcap.config import load_yaml
+from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.files import write_text
 from evcap.progress import tqdm
 from evcap.qformer import mean_keys
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
+from evcap.uhr.calibration import calibrated
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse
 from evcap.uhr.raster import Raster
@@ -170,6 +171,7 @@ def main(
 ) -> None:
     config = load_yaml(config_path, SceneConfig)
     paths = config.paths(data)
+    calibrated(load_preset(config.preset))
     searcher = Searcher.open(config)
     rows: dict[str, list[dict]] = {}
     chances: list[dict[int, float]] = []

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evcap.cli_uhr import default_folder, need_rasterio
+from evcap.cli_uhr import index_folder, need_rasterio
 from evcap.console import command, complain
+from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
-from evcap.options import Memory, Preset, Threads
+from evcap.options import Bands, Memory, Preset, Stretch, Threads
 from evcap.outputs import check_folder, check_outputs
 from evcap.preflight import check_model
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from evcap.uhr.question import Question
     from evcap.uhr.tiles import TileIndex
 
-LARGE = 50_000_000  # pixels from which a TIFF, VRT or JPEG 2000 is captioned by its tiles
-TILED = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
+PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")  # which GDAL reads too, where they are too large for Pillow
 
 
 class PhrasesBy(StrEnum):
@@ -60,6 +60,8 @@ def ask_command(
     endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
     memory: Memory = None,
     preset: Preset = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")] = False,
 ) -> None:
@@ -68,12 +70,17 @@ def ask_command(
     from evcap.runtime import use_threads
 
     use_threads(threads)
+    check_calibrated(preset)
+    display = Display.read(bands, stretch)
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
+    from evcap.images import stored_path
+
     failed, overview = 0, None
-    folder = index or default_folder(image)
-    with opened(image) as raster:
+    image = stored_path(image)
+    folder = index_folder(image, index)
+    with opened(image, display) as raster:
         check_outputs({"--evidence": evidence, "--overlay": overlay}, [image])
         check_folder("the tile index", folder)
         check_model(preset, memory)
@@ -101,8 +108,11 @@ def ask_command(
 
 def _questions(given: Sequence[str]) -> Iterator[str]:
     """Those of the command line, or, each as soon as it is there, the lines of standard input that are not empty."""
-    lines = (line.strip() for line in sys.stdin)
-    yield from filter(None, lines) if given == ["-"] else given
+    if given != ["-"]:
+        yield from given
+        return
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    yield from filter(None, (line.replace("\ufeff", "").strip() for line in sys.stdin))  # each file may begin with such a mark
 
 
 def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
@@ -113,10 +123,11 @@ def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Seq
 
 
 def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None, choices: Sequence[str], load) -> Question:
-    from evcap.uhr.question import analyse
+    from evcap.uhr.question import analyse, check_understood
 
     back_end = load()[0].phrases if by == PhrasesBy.model else _backend(by, endpoint, model)
     asked = analyse(text, back_end, choices)
+    check_understood(asked)
     if not (asked.phrases or asked.choices):
         way = 'ask about things, as in "any ships?", or let `evcap caption` describe the whole picture'
         raise EvcapError(f"'{asked.text}' names nothing that could be looked for; {way}")
@@ -163,10 +174,10 @@ def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
 
 
 @contextmanager
-def opened(image: Path) -> Iterator:
+def opened(image: Path, display: Display) -> Iterator:
     from evcap.uhr.raster import Raster
 
-    with Raster(image) as raster:
+    with Raster(image, display.bands, display.stretch) as raster:
         yield raster
 
 
@@ -182,29 +193,43 @@ def _tell_places(answer: Answer, raster) -> None:
 
 
 def is_large(path: Path) -> bool:
-    """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more."""
-    if path.suffix.lower() not in TILED or not path.is_file():
+    """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more, or a photo of more than
+    Pillow takes whole."""
+    from evcap.image_kinds import RASTERS, pillow_takes, reads_rasters
+
+    suffix = path.suffix.lower()
+    if suffix not in (*RASTERS, *PHOTOS) or not path.is_file() or not reads_rasters():
         return False
-    try:
-        from evcap.uhr.raster import Raster
+    if suffix in PHOTOS:
+        return not pillow_takes(path)
+    from evcap.uhr.whole import is_large
 
-        with Raster(path) as raster:
-            return raster.width * raster.height >= LARGE
-    except (ImportError, EvcapError):
-        return False  # it is opened as a photo, which tells what is wrong
+    return is_large(path)
 
 
-def large_captions(files: Sequence[Path], preset: str, memory: Path | None, quiet: bool) -> Iterator[tuple]:
+def check_calibrated(preset: str) -> None:
+    """Raises EvcapError for a preset that does not say from which score on something counts as found."""
+    from evcap.config import load_preset
+    from evcap.uhr.calibration import calibrated
+
+    calibrated(load_preset(preset))
+
+
+def large_captions(
+    files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
+) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
     from evcap.uhr.answer import Analyst
-    from evcap.uhr.raster import RasterError
 
-    load = cache(partial(Analyst.load, preset, memory))
+    analyst = None
     for file in files:
         try:
-            with opened(file) as raster:
-                said = load().caption(load().open_index(raster, default_folder(file)), quiet=quiet)
-        except RasterError as error:  # other errors are of settings, which no other file would change
-            yield file, None, str(error)
+            check_calibrated(preset)
+            with opened(file, display) as raster:
+                analyst = analyst or Analyst.load(preset, memory)
+                said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), quiet=quiet)
+        except (EvcapError, OSError) as error:  # whatever it is, what is done before and after is kept
+            reason = str(error)
+            yield file, None, reason if reason.startswith(f"{file}: ") else f"{file}: {reason}"
         else:
             yield file, said.as_caption(), None

@@ -15,10 +15,11 @@ import typer
 import evcap
 from evcap.cli_ask import is_large, large_captions
 from evcap.console import Progress, answers, command, complain, report, tell_finished
+from evcap.display import Display
 from evcap.embedded import embed
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
-from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, Threads, named_paths
+from evcap.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, checked_decoding, made_with
 from evcap.result_file import ResultWriter
@@ -51,6 +52,8 @@ def caption_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
     threads: Threads = None,
     resume: Annotated[
         bool,
@@ -68,7 +71,8 @@ def caption_command(
 
     use_threads(threads)
     _check_texts(sidecar, extension, embedded, existing)
-    files = find_images(named_paths(paths))
+    display = Display.read(bands, stretch)
+    files = find_images(named_paths(paths), report=complain)
     model = check_model(preset, memory)
     lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}
     decoding = checked_decoding(model, num_captions, **lengths)
@@ -76,7 +80,7 @@ def caption_command(
     check_outputs({"--output": output}, [*files, *(sidecars.path(file) for file in files if sidecars)])
     folder = _metadata_folder(files, output) if form == Format.metadata else ""
     by_sidecar = resume and sidecar and output is None
-    around = {"prefix": prefix, "suffix": suffix}
+    around = {"prefix": prefix, "suffix": suffix, "bands": bands, "stretch": stretch}
     settings = _settings(made_with(preset, model, memory), {"num_captions": num_captions} | asdict(decoding) | around)
     failures: list[str] = []
     done = 0
@@ -88,7 +92,8 @@ def caption_command(
         todo = [file for file in files if not finished(file)]
         tell_finished(len(files) - len(todo), len(files), quiet, writer.remark)
         try:
-            said = _all_answers(todo, preset, memory, batch_size, lambda images: load().caption(images, **options), quiet)
+            ask = partial(_captions, load, options)
+            said = _all_answers(todo, preset, memory, batch_size, ask, quiet, display)
             with closing(said), Progress(len(todo), quiet) as progress:
                 for file, caption, error in said:
                     names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
@@ -107,6 +112,10 @@ def caption_command(
     report(failures, len(todo))
     if failures:
         raise typer.Exit(1)
+
+
+def _captions(load: Callable, options: dict, images: Sequence) -> list:
+    return load().caption(images, **options)
 
 
 def _settings(*parts: dict) -> dict:
@@ -155,14 +164,14 @@ class _Texts:
 
 
 def _all_answers(
-    todo: Sequence[Path], preset: str, memory: Path | None, batch_size: int, ask: Callable, quiet: bool
+    todo: Sequence[Path], preset: str, memory: Path | None, batch_size: int, ask: Callable, quiet: bool, display: Display
 ) -> Iterator[tuple]:
     """As `answers`, of photos first and then of pictures that are captioned by their tiles."""
     large = [file for file in todo if is_large(file)]
-    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask)) as said:
+    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask, display)) as said:
         yield from said
     if large:
-        yield from large_captions(large, preset, memory, quiet)
+        yield from large_captions(large, preset, memory, quiet, display)
 
 
 def _way_on(writer: ResultWriter, sidecar: bool) -> str:

@@ -13,10 +13,11 @@ import typer
 
 import evcap
 from evcap.config import shipped_memory
-from evcap.console import Progress, answers, command, report
+from evcap.console import Progress, answers, command, complain, report
+from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
-from evcap.options import BatchSize, Quiet, Threads, named_paths
+from evcap.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
 
@@ -99,14 +100,18 @@ def search(
     limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
     memory: Which = None,
     preset: Preset = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
     threads: Threads = None,
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
-    from evcap.images import open_image
+    from evcap.config import load_preset
+    from evcap.images import open_image, stored_path
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    picture = open_image(image)
+    enough = 2 * load_preset(preset).vision.image_size  # as pictures are opened that are added
+    picture = open_image(stored_path(image), enough, Display.read(bands, stretch))
     check_model(preset, memory)
     captioner = evcap.load(preset, memory)
     found = captioner.memory
@@ -128,6 +133,8 @@ def add(
     ] = None,
     memory: Edited = None,
     preset: Preset = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
     threads: Threads = None,
     batch_size: BatchSize = 16,
     quiet: Quiet = False,
@@ -139,12 +146,12 @@ def add(
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    folder = _to_edit(memory)
+    folder, display = _to_edit(memory), Display.read(bands, stretch)
     named = _named_pictures(name, images, from_folder)
     check_model(preset, folder)
     load = cache(partial(evcap.load, preset, folder))
     keys, added, failures = [], [], []
-    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size))
+    said = answers(list(named), preset, batch_size, lambda pictures: load().keys(pictures, batch_size), display)
     with closing(said), Progress(len(named), quiet) as progress:
         for file, key, error in said:
             if error:
@@ -173,7 +180,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
     if from_folder is None:
         if name is None or not images:
             raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
-        return dict.fromkeys(find_images(named_paths(images)), checked_name(name))
+        return dict.fromkeys(find_images(named_paths(images), report=complain), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
     return {item.path: item.name for item in read_named_folders(from_folder, "user")}

@@ -11,9 +11,10 @@ import typer
 
 import evcap
 from evcap.console import Progress, answers, command, complain, report, tell_finished
+from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
-from evcap.options import BatchSize, Memory, Output, Paths, Preset, Quiet, Threads, named_paths
+from evcap.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, made_with
 from evcap.result_file import ResultWriter
@@ -31,6 +32,8 @@ def names_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
     threads: Threads = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip pictures that FILE.part, or else FILE, holds without error (jsonl, csv).")
@@ -42,19 +45,20 @@ def names_command(
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    files = find_images(named_paths(paths))
+    display = Display.read(bands, stretch)
+    files = find_images(named_paths(paths), report=complain)
     if plot and len(files) > 1:
         raise EvcapError(f"--plot draws one picture, {len(files)} were named; name one")
     model = check_model(preset, memory)
     check_outputs({"--output": output, "--plot": plot}, files)
     load = cache(partial(evcap.load, preset, memory))
     failures: list[str] = []
-    settings = {"evcap": evcap.__version__} | made_with(preset, model, memory)
+    settings = {"evcap": evcap.__version__, "bands": bands, "stretch": stretch} | made_with(preset, model, memory)
     with ResultWriter(output, form, resume, settings, NamesResult) as writer:
         todo = [file for file in files if not writer.is_finished(file)]
         tell_finished(len(files) - len(todo), len(files), quiet, writer.remark)
         try:
-            said = answers(todo, preset, batch_size, lambda pictures: _names(load(), pictures, plot is not None))
+            said = answers(todo, preset, batch_size, lambda pictures: _names(load(), pictures, plot is not None), display)
             with closing(said), Progress(len(todo), quiet) as progress:
                 for file, answer, error in said:
                     picture, names, attention = answer or (None, [], None)

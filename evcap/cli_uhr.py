@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,10 @@ import typer
 
 from evcap.cluster import Engine, EngineChoice
 from evcap.console import command, complain, report
+from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
-from evcap.options import Threads
+from evcap.options import Bands, Stretch, Threads
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
 
@@ -45,20 +47,25 @@ def index_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that go through the encoder together.")] = 16,
     engine: EngineChoice = Engine.local,
     preset: Annotated[str, typer.Option(help="Preset whose encoder looks: a shipped name or a YAML file.")] = "embedded",
+    bands: Bands = None,
+    stretch: Stretch = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Encode all tiles again, in place of the index that is there.")] = False,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, remarks and closing lines.")] = False,
 ) -> None:
     """Encode the tiles of large images once, so that questions about them take seconds. Stopped? The same command goes on."""
     need_rasterio()
+    display = Display.read(bands, stretch)
     from evcap.encoding import Encoder
     from evcap.images import find_images
     from evcap.runtime import use_threads
     from evcap.uhr.by_ray import fill_by_ray
+    from evcap.uhr.plans import make_plan
     from evcap.uhr.raster import Raster
     from evcap.uhr.towers import open_tower
 
     use_threads(threads)
-    files = find_images(paths, SUFFIXES)
+    files = find_images(paths, SUFFIXES, complain)
     folders = _folders(files, index, single=len(paths) == 1 and not Path(paths[0]).is_dir())
     options = _plan_options(plan, tile, overlap)
     for folder in folders:
@@ -88,7 +95,7 @@ def index_command(
     try:
         for start in range(0, len(files), at_once):
             these = list(zip(files, folders, strict=True))[start : start + at_once]
-            failures += _index(these, tower, plan, options, fill, quiet)
+            failures += _index(these, tower, partial(make_plan, plan, **options), display, anew, fill, quiet)
     except KeyboardInterrupt:
         complain("interrupted; what is encoded is kept, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None
@@ -107,9 +114,14 @@ def need_rasterio() -> None:
         raise EvcapError(f"large images need rasterio ({error}): pip install -e '.[uhr]'") from None
 
 
-def default_folder(file: Path) -> Path:
-    """Where the index of a file is, unless somebody says otherwise."""
-    return file.with_name(file.name + ".evcap")
+def index_folder(file: Path, given: Path | None) -> Path:
+    """Where the index of a file is; says so if that is in the user's cache folder."""
+    from evcap.uhr.tile_files import default_folder
+
+    folder = given or default_folder(file)
+    if given is None and folder.parent != file.parent:
+        complain(f"{file}: nobody can write beside it; its index is in {folder}")
+    return folder
 
 
 def _plan_options(plan: str, tile: int | None, overlap: float | None) -> dict:
@@ -123,18 +135,22 @@ def _plan_options(plan: str, tile: int | None, overlap: float | None) -> dict:
 
 def _folders(files: list[Path], index: Path | None, single: bool) -> list[Path]:
     if index is None:
-        return [default_folder(file) for file in files]
+        return [index_folder(file, None) for file in files]
     if single and len(files) == 1:
         return [index]
-    folders = [index / default_folder(file).name for file in files]
+    folders = [index / f"{file.name}.evcap" for file in files]
     if len(set(folders)) < len(folders):
         raise EvcapError(f"some of these files have the same name, so that their indexes in {index} would be one; do without")
     return folders
 
 
-def _index(files: list[tuple[Path, Path]], tower: Tower, plan: str, options: dict, fill: Callable, quiet: bool) -> list[str]:
-    """Fill the indexes of files, given with their folders. Returns a line for each file that failed."""
-    from evcap.uhr.plans import make_plan
+def _index(
+    files: list[tuple[Path, Path]], tower: Tower, plan: Callable, display: Display, anew: bool, fill: Callable, quiet: bool
+) -> list[str]:
+    """Fill the indexes of files, given with their folders. Returns a line for each file that failed.
+
+    plan: width and height -> how they are divided.
+    """
     from evcap.uhr.raster import Raster
     from evcap.uhr.tiles import ENCODED, TileIndex
 
@@ -142,9 +158,9 @@ def _index(files: list[tuple[Path, Path]], tower: Tower, plan: str, options: dic
     with ExitStack() as rasters:
         for file, folder in files:
             try:
-                raster = rasters.enter_context(Raster(file))
-                divided = make_plan(plan, raster.width, raster.height, **options)
-                indexes.append(TileIndex.open(folder, raster, divided, tower.encoder_fingerprint, tower.shape))
+                raster = rasters.enter_context(Raster(file, display.bands, display.stretch))
+                divided = plan(raster.width, raster.height)
+                indexes.append(TileIndex.open(folder, raster, divided, tower.encoder_fingerprint, tower.shape, anew))
             except EvcapError as error:
                 failures.append(str(error))
                 continue

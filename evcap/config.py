@@ -113,7 +113,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    retrieval: RetrievalConfig = field(default_factory=lambda: RetrievalConfig(-0.17, 0.377, 0.302, 0.105))
+    retrieval: RetrievalConfig | None = None  # None: nobody measured it for this preset's towers
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/blip2.py
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
@@ -144,6 +144,8 @@ def _convert(hint, value, where: str):
     if value is None and type(None) in options:
         return None
     for option in options:
+        if dataclasses.is_dataclass(option):
+            return from_dict(option, value, where)
         plain = typing.get_origin(option) or option
         if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE
 from evcap.interrupt import INTERRUPTED, raise_from_now_on
@@ -137,7 +138,11 @@ def caption_with_bar(captioner, queries, beams: int, batch_size: int, title: str
 
 
 def answers(
-    files: Sequence[Path], preset: str, batch_size: int, ask: Callable[[list[Image]], Iterable]
+    files: Sequence[Path],
+    preset: str,
+    batch_size: int,
+    ask: Callable[[list[Image]], Iterable],
+    display: Display = DEFAULT,
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """(file, answer, None), or (file, None, reason in one line) for a picture that failed, in the order of `files`.
 
@@ -148,7 +153,7 @@ def answers(
     from evcap.images import ImageError, open_image
 
     enough = 2 * load_preset(preset).vision.image_size  # larger pictures are shrunk while they are opened
-    with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough))) as batches:
+    with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough, display))) as batches:
         for batch in batches:
             replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))
             for file, picture in batch:

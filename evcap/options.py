@@ -30,6 +30,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no closing
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the model on CPUs; without it the cores that this process may use.")
 ]
+Bands = Annotated[
+    str | None, typer.Option("--bands", help="Bands shown as red, green and blue, as 3,2,1, or one as grey; counted from 1.")
+]
+Stretch = Annotated[
+    str | None, typer.Option("--stretch", help="Percentiles of a raster's values that become black and white, as 2,98.")
+]
 
 
 def named_paths(paths: Sequence[str]) -> list[str]:

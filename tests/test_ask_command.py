@@ -1,6 +1,7 @@
 """`evcap ask`, and `evcap caption` of a raster, through their entry points with the shipped model, on a sheet of photos."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from affine import Affine
 from cli_tools import jsonl, run
 from PIL import Image
 
-from evcap import cli_ask
+from evcap.uhr import whole
 from evcap.uhr.answer import Analyst
 from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import Place
@@ -130,7 +131,7 @@ def test_open_questions_get_one_line(asked, city):
 
 
 def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, analyst):
-    monkeypatch.setattr(cli_ask, "LARGE", 4 * SIDE * 2 * SIDE)
+    monkeypatch.setattr(whole, "LARGE", 4 * SIDE * 2 * SIDE)
     result = run("caption", examples[0], city, "--format", "jsonl", "--quiet")
     photo, large = jsonl(result.stdout)
     assert [photo["file"], large["file"]] == [str(examples[0]), str(city)]
@@ -139,6 +140,64 @@ def test_caption_of_a_large_raster_is_a_paragraph(city, monkeypatch, examples, a
     with Raster(city) as raster:
         overview = Image.fromarray(raster.read((0, 0, 4 * SIDE, 2 * SIDE), (2 * SIDE, SIDE))[0])
     assert large["caption"].startswith(analyst.captioner.caption(overview).caption)
+
+
+def test_a_large_photo_is_captioned_by_its_tiles_too(city, monkeypatch, tmp_path):
+    with Raster(city) as raster:
+        Image.fromarray(raster.read((0, 0, 4 * SIDE, 2 * SIDE))[0]).save(tmp_path / "city.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE * SIDE)
+    (said,) = jsonl(run("caption", tmp_path / "city.png", "--format", "jsonl", "--quiet").stdout)
+    assert said["error"] is None and (tmp_path / "city.png.evcap").is_dir()
+
+
+def test_a_large_raster_that_fails_costs_no_other_its_caption(asked, city, monkeypatch, tmp_path):
+    monkeypatch.setattr(whole, "LARGE", 4 * SIDE * 2 * SIDE)
+    files = [tmp_path / f"{name}.tif" for name in "abc"]
+    for file in files:
+        file.write_bytes(city.read_bytes())
+        shutil.copytree(f"{city}.evcap", f"{file}.evcap")
+    shutil.rmtree(tmp_path / "b.tif.evcap")
+    (tmp_path / "b.tif.evcap").write_text("where its index should be")
+    said = jsonl(run("caption", *files, "--format", "jsonl", "--quiet", code=1).stdout)
+    assert [line["file"] for line in said] == list(map(str, files))
+    assert [line["error"] is None for line in said] == [True, False, True]
+    assert said[1]["error"].startswith(f"{files[1]}: cannot use ") and "\n" not in said[1]["error"]
+    assert (tmp_path / "b.tif.evcap").read_text() == "where its index should be"
+
+
+@pytest.mark.parametrize("text", ["Gibt es hier einen Bus?", "Is there no bus?", "¿Hay un autobús?"])
+def test_what_is_not_understood_gets_no_answer(city, text):
+    result = run("ask", city, text, code=1)
+    assert result.stdout == "" and "was not understood: " in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_list_of_questions_of_any_origin(asked, city):
+    listed = "\ufeffIs there a bus or a wolf?\r\n\ufeff\r\nIs there no bus?\r\n"
+    result = run("ask", city, "-", "--json", "--quiet", code=1, stdin=listed)
+    (said,) = jsonl(result.stdout)
+    assert as_told(said) == as_told(asked) | {"evidence": said["evidence"]}
+    assert said["question"] == "Is there a bus or a wolf?" and "'Is there no bus?' was not understood" in result.stderr
+
+
+def test_a_preset_without_thresholds_is_told_before_anything_is_loaded(city, monkeypatch):
+    monkeypatch.setattr(Analyst, "load", lambda *given: pytest.fail("it was loaded"))
+    told = run("ask", city, "any ships?", "--preset", "evcap-vicuna-13b", code=1).stderr
+    assert "no thresholds for big pictures: run `python eval/calibrate_scenes.py CONFIG" in told and told.count("\n") == 1
+    monkeypatch.setattr(whole, "LARGE", 1)
+    (line,) = jsonl(run("caption", city, "--preset", "evcap-vicuna-13b", "--format", "jsonl", "--quiet", code=1).stdout)
+    assert "no thresholds" in line["error"]
+
+
+def test_remarks_name_options_that_there_are(tmp_path):
+    bands = np.random.default_rng(0).integers(0, 4000, (4, 90, 90)).astype(np.uint16)
+    with rasterio.open(tmp_path / "s.tif", "w", "GTiff", 90, 90, 4, dtype="uint16", photometric="MINISBLACK") as file:
+        file.write(bands)
+    told = run("ask", tmp_path / "s.tif", "any ships?").stderr
+    assert "unless --bands names others" in told and "(--stretch)" in told
+    told = run(
+        "ask", tmp_path / "s.tif", "any ships?", "--bands", "4,3,2", "--stretch", "1,99", "--index", tmp_path / "i"
+    ).stderr
+    assert "--bands" not in told and "from percentile 1 to 99" in told
 
 
 @pytest.mark.parametrize(

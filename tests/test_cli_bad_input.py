@@ -4,7 +4,6 @@ import os
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +29,9 @@ def failing(*args) -> str:
 
 
 def bomb(path: str) -> None:
-    """A PNG whose header promises 30,000 x 30,000 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(bytes(90_001))) + chunk(b"IEND", b"")
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
+    """A GIF whose header promises 30,000 x 30,000 pixels."""
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 30_000, 30_000, 0) + b"\x08\0;"
+    Path(path).write_bytes(b"GIF89a" + struct.pack("<HHBBB", 30_000, 30_000, 0xF7, 0, 0) + bytes(768) + frame)
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def wrecks(photos) -> dict[str, str]:
     """Files that are no usable picture, with a word of the line each must give."""
     Path("text.jpg").write_text("I only pretend")
     Path("empty.png").touch()
-    bomb("bomb.png")
+    bomb("bomb.gif")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save("whole.jpg")
     data = Path("whole.jpg").read_bytes()
@@ -55,7 +49,7 @@ def wrecks(photos) -> dict[str, str]:
     return {
         "text.jpg": "not a picture",
         "empty.png": "0 bytes",
-        "bomb.png": "megapixels",
+        "bomb.gif": "megapixels",
         "cut.jpg": "cut short",
         "none": "a folder without pictures",
         "missing.jpg": "no such file",

@@ -14,6 +14,7 @@ from evcap.config import (
     LanguageConfig,
     Preset,
     QFormerConfig,
+    RetrievalConfig,
     VisionConfig,
     from_dict,
     load_preset,
@@ -164,6 +165,7 @@ def values_of(cls):
         str: text,
         list[float]: st.lists(st.floats(-10, 10)),
         list[str]: st.lists(text),
+        RetrievalConfig | None: st.none() | st.builds(RetrievalConfig, *[st.floats(-9, 9)] * 4),
         str | None: st.none() | st.text("abc/._", min_size=1),
     }
     hints = typing.get_type_hints(cls)

@@ -127,7 +127,10 @@ def test_an_index_of_another_plan_is_refused(tmp_path, preset):
     write_scene(tmp_path / "a.tif", 100, 90)
     run("index", tmp_path / "a.tif", "--preset", preset, "--quiet")
     told = run("index", tmp_path / "a.tif", "--preset", preset, "--plan", "vit", "--quiet", code=1)
-    assert re.fullmatch(r"evcap: .*a.tif.evcap is the index of another plan .*; delete .*--index\)\n", told.stderr)
+    assert re.fullmatch(
+        r"evcap: .*a.tif.evcap is the index of another plan .*; `evcap index .*a.tif --anew` makes it again, or .*--index\)\n",
+        told.stderr,
+    )
 
 
 def test_without_rasterio(tmp_path, preset, monkeypatch):

@@ -1,6 +1,7 @@
 """eval/calibrate_scenes.py and eval/scenes.py through their entry points, on scenes of plain colours, one a class, with an
 encoder that sees which share of a picture each colour has: what it is asked about it can find."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,12 +15,13 @@ from typer.testing import CliRunner
 
 from data import make_mosaic
 from eval import calibrate_scenes, scenes
-from evcap.config import RetrievalConfig
+from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
 from evcap.console import command
 from evcap.memory import VisualNameMemory
+from evcap.uhr.calibration import calibrated
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.retrieval import Retriever
-from evcap.uhr.trials import Searcher
+from evcap.uhr.trials import UNMEASURED, Searcher
 from evcap.uhr.ucm import UCM
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
@@ -90,15 +92,18 @@ def config(tmp_path_factory):
 def chosen(data, config):
     """The thresholds that calibration prints, and all that it prints."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Searcher, "open", lambda config: a_searcher(RetrievalConfig(0, 0, 0, 0)))
+        patch.setattr(Searcher, "open", lambda config: a_searcher(UNMEASURED))
         told = runner(calibrate_scenes.main)(config, "--data", data)
-    return yaml.safe_load(told), told
+    return yaml.safe_load(told)["retrieval"], told
 
 
 def test_thresholds_are_what_is_scored_where_nothing_is(chosen):
     """This encoder sees nothing alike everywhere: all cosines are 0, of the words and of the pictures."""
     rule, told = chosen
     assert "2 scenes, 8 phrases" in told
+    bare = "\n".join(line for line in preset_path("embedded").read_text().splitlines() if "retrieval:" not in line)
+    preset = from_dict(Preset, yaml.safe_load(f"{bare}\n{told}"), "a preset with what was printed below it")
+    assert dataclasses.asdict(calibrated(preset)).items() >= rule.items()
     rivals = len(NAMES) - 2  # labels but the phrase's own
     assert rule["fast"] + rule["slope"] * np.log(0.257) == pytest.approx(-np.log(1 + rivals) / 10, abs=0.02)
     assert rule["slope"] >= 0

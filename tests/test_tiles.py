@@ -187,15 +187,20 @@ def test_a_full_disk_is_one_line_and_the_rest_fits_later(filled, scene, tmp_path
 
 
 def test_another_file_plan_or_encoder_is_refused(filled, scene):
-    with pytest.raises(EvcapError, match=r"straight is the index of another plan \(pyramid-32-0.25\); delete .*--index"):
+    with pytest.raises(EvcapError, match=r"straight is the index of another plan \(pyramid-32-0.25\); .*--anew .*--index"):
         opened(scene, filled.folder, "vit-32")
     other = type("Other", (PlainEncoder,), {"encoder_fingerprint": "other"})
-    with pytest.raises(EvcapError, match="straight is the index of another encoder; delete"):
+    again = "`evcap index .*city.tif --anew --index .*straight` makes it again"
+    with pytest.raises(EvcapError, match=f"straight is the index of another encoder; {again}"):
         opened(scene, filled.folder, encoder=other)
     with pytest.raises(EvcapError, match="straight is the index of another encoder"):
         filled.fill(other(), quiet=True)
-    os.utime(scene, (1, 1))
-    with pytest.raises(EvcapError, match="another file, or city.tif has changed since; delete .* run `evcap index` again"):
+    with scene.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([255 - last]))
+    with pytest.raises(EvcapError, match="another file, or city.tif has changed since; .* --anew"):
         opened(scene, filled.folder)
     with pytest.raises(EvcapError, match="city.tif has changed since it was opened"):
         filled.fill(PlainEncoder(), quiet=True)

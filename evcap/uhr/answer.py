@@ -15,13 +15,14 @@ from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.memory import RetrievedName
 from evcap.predictor import Caption, Captioner
+from evcap.uhr.calibration import calibrated
 from evcap.uhr.evidence import Evidence
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.geo import cell_words
 from evcap.uhr.phrase_models import ModelPhrases
 from evcap.uhr.plans import make_plan
 from evcap.uhr.promising import fill_promising
-from evcap.uhr.question import Question
+from evcap.uhr.question import Question, check_understood
 from evcap.uhr.raster import Raster
 from evcap.uhr.reader import EvidenceReader
 from evcap.uhr.retrieval import Place, Retriever
@@ -65,7 +66,7 @@ class Analyst:
             if gallery.memory.encoder != tower.encoder_fingerprint:
                 raise EvcapError("the gallery was made by another encoder; build it again with this preset")
         self.captioner, self.tower, self.galleries = captioner, tower, list(galleries)
-        self.retriever = Retriever(tower, galleries, captioner.preset.retrieval)
+        self.retriever = Retriever(tower, galleries, calibrated(captioner.preset))
         self.labels = [label for gallery in galleries for label in gallery.labels]
         self._reader = EvidenceReader(captioner.model.language)
 
@@ -78,7 +79,9 @@ class Analyst:
         galleries: as `Gallery.open` takes them.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
-        settings, captioner = load_preset(preset), Captioner.load(preset, memory, merged=False)
+        settings = load_preset(preset)
+        calibrated(settings)
+        captioner = Captioner.load(preset, memory, merged=False)
         own = assets_folder(preset, settings) / "gallery"
         folders = list(galleries) or ([own] if own.is_dir() else [])
         tower = open_tower(captioner)
@@ -111,12 +114,13 @@ class Analyst:
         The likeliest of its choices, if it has some; of one that names nothing from the overview alone.
         overview: that of an earlier answer about the same picture, which then is not captioned again. thorough: every place is
         captioned, not the best `contexts` alone, from which the language model answers either way.
-        Raises EvcapError for another question that names nothing, and when the picture cannot be read.
+        Raises EvcapError for another question that names nothing or was not understood, and when the picture cannot be read.
         """
         if not (question.phrases or question.choices):
             raise EvcapError(
                 f"'{question.text}' names nothing that could be looked for; ask about things, as in \"any ships?\""
             )
+        check_understood(question)
         counting = question.kind in ("count", "presence")
         found: list[list[Place]] = []
         if question.phrases:

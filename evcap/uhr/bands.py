@@ -46,7 +46,7 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
         numbers = tuple(colours[:3]) if len(colours) >= 3 else (colours[0],)
         if len(colours) not in (1, 3):
             shown = "band 1 is shown as grey" if len(numbers) == 1 else f"bands {_list(numbers)} are taken as such"
-            notes.append(f"no band is named red, green or blue: {shown}, unless bands= names others")
+            notes.append(f"no band is named red, green or blue: {shown}, unless --bands names others")
     unused = [number for number in colours if number not in numbers]
     if unused and wanted is None:
         infrared = ", which is no alpha band (near infrared?)," if unused == [4] else ""
@@ -56,7 +56,7 @@ def choose_bands(dataset: DatasetReader, wanted: Sequence[int] | None) -> Bands:
     if any(dataset.dtypes[number - 1].startswith("complex") for number in numbers):
         raise EvcapError("its numbers are complex; convert it to amplitudes first (gdal_calc.py, or a VRT with 'mod')")
     if len({dataset.dtypes[number - 1] for number in numbers}) > 1:
-        raise EvcapError(f"bands {_list(numbers)} are of different types; choose others with bands=")
+        raise EvcapError(f"bands {_list(numbers)} are of different types; choose others with --bands")
     palette = _palette(dataset, numbers[0]) if len(numbers) == 1 and roles[numbers[0] - 1] == "palette" else None
     return Bands(numbers, palette, _masks(dataset, numbers, alpha), tuple(notes))
 

@@ -55,10 +55,10 @@ def fill_by_ray(indexes: Sequence[TileIndex], encoder: Encoder, batch: int = BAT
     return errors
 
 
-def _described(index: TileIndex) -> tuple[bytes, tuple[int, ...], str, str]:
+def _described(index: TileIndex) -> tuple:
     """What a worker needs to open the file and to know that it is the same."""
     raster = index.raster
-    return os.fsencode(raster.path.absolute()), raster.bands, raster.fingerprint(), index.plan.name
+    return os.fsencode(raster.path.absolute()), raster.bands, raster.given_stretch, raster.fingerprint(), index.plan.name
 
 
 class TileWorker:
@@ -84,9 +84,9 @@ class TileWorker:
                 errors[here] = str(error)
         return rows | {"state": states, "queries": queries, "error": errors.astype(str)}
 
-    def _encode(self, scene: tuple[bytes, tuple[int, ...], str, str], numbers: np.ndarray):
-        path, bands, fingerprint, plan = scene
-        with Raster(Path(os.fsdecode(path)), bands) as raster:
+    def _encode(self, scene: tuple, numbers: np.ndarray):
+        path, bands, stretch, fingerprint, plan = scene
+        with Raster(Path(os.fsdecode(path)), bands, stretch) as raster:
             if raster.fingerprint() != fingerprint:
                 raise RasterError(f"{raster.path} is another file here than where the run was started")
             divided = make_plan(plan, raster.width, raster.height)

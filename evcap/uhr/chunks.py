@@ -65,7 +65,21 @@ NOUNS = _set("""
 """)
 ADJECTIVES = _set("red orange yellow green blue purple pink brown black white gray grey silver beige cyan dense sparse")
 AUXILIARIES = _set("be is are was were do does did has have had")
-ENGLISH = _set("the is are there what where which how who does and of with near at this any all count find show locate")
+ENGLISH = _set("""
+    the is are there what where which how who does and of with near at this any all count find show locate can you see many
+    tell describe that these those was were between
+""")
+# the commonest of questions in other languages, without what English has too, names of places among them
+FOREIGN = _set("""
+    gibt es hier ein eine einen einem einer der das dem den ist sind wo wie wieviele viele welche welcher und mit auf kein keine
+    il elle une est sont où combien dans avec quel quelle quels quelles aucun
+    una unas está están dónde donde cuántos cuántas cuantos qué cuál algún alguna
+    gli della dello dei delle sono quanti quante nella nel quale
+    onde quantos quantas existem há não
+    een het zijn waar hoeveel welke niet naar daar
+    finns det ett är hur många någon några hvor mange noen
+    czy jest są gdzie jsou kolik
+""")
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,17 @@ def _tagger():
     return PatternTagger()
 
 
+@cache
+def _lexicon():
+    from textblob.en import parser  # that of the tagger
+
+    return parser.lexicon
+
+
+def _is_english(word: str) -> bool:
+    return (_lexicon().get(word) or _lexicon().get(word.capitalize()) or "FW") != "FW"
+
+
 def noun_chunks(question: str) -> list[str]:
     """At most MOST_PHRASES different phrases, lower-case, in the order said; each is words of the question, in its order.
 
@@ -112,9 +137,14 @@ def noun_chunks(question: str) -> list[str]:
 
 
 def seems_english(question: str) -> bool:
-    """False if three words or more hold none of the commonest of English questions."""
-    words = [word.text for word in _tagged(question) if word.text[0].isalnum()]
-    return len(words) < 3 or not ENGLISH.isdisjoint(words)
+    """False if a question holds words of other languages, and no more of the commonest of English ones. With none of either,
+    if letters are not English, or if half of three words or more are not in the tagger's lexicon, which lacks some names."""
+    words = [word for word in _WORD.findall(question.lower()) if word[0].isalnum()]
+    english, foreign = (sum(word in known for word in words) for known in (ENGLISH, FOREIGN))
+    if english or foreign:
+        return english > foreign
+    known = sum(word.isdigit() or word in NOUNS | ADJECTIVES or _is_english(word) for word in words)
+    return all(word.isascii() for word in words) and (len(words) < 3 or 2 * known > len(words))
 
 
 def _tagged(question: str) -> list[Word]:

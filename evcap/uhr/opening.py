@@ -17,6 +17,8 @@ STARTS = {
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
+DEEPEST = 16  # VRTs inside of one another
+UNREADABLE = "a VRT with a source that cannot be read: "
 SOURCES = ("sourcefilename", "sourcedataset")  # the elements of a VRT that name files; GDAL ignores case
 
 
@@ -26,19 +28,30 @@ class RasterError(EvcapError):
 
 def driver_of(path: Path) -> str:
     """GDAL's name of the file's format. Raises RasterError for what is no such file, and for a VRT with a source that is not
-    one, or that runs Python."""
-    return _driver_of(path, set())
+    one, that is made of itself, or that runs Python."""
+    return _driver_of(path, set(), ())
 
 
-def _driver_of(path: Path, checked: set[Path]) -> str:
-    """checked: VRTs that need no other look."""
-    head, tail = _ends(path)
+def driver_named(head: bytes) -> str | None:
+    """GDAL's name of the format of a file that begins so (4096 bytes); None if it is not read here."""
     if b"<VRTDataset" in head:
-        if path.resolve() not in checked:
-            checked.add(path.resolve())
-            _check_vrt(path, checked)
         return "VRT"
-    driver = next((driver for start, driver in STARTS.items() if head.startswith(start)), None)
+    return next((driver for start, driver in STARTS.items() if head.startswith(start)), None)
+
+
+def _driver_of(path: Path, checked: set[Path], around: tuple[Path, ...]) -> str:
+    """checked: VRTs that need no other look. around: those that this file is a source of."""
+    head, tail = _ends(path)
+    driver = driver_named(head)
+    if driver == "VRT":
+        file = path.resolve()
+        if file in around:
+            raise RasterError(f"{path}: a VRT that is a source of itself; write it again from the pictures")
+        if len(around) == DEEPEST:
+            raise RasterError(f"{path}: a VRT inside {DEEPEST} others; write one from the pictures themselves")
+        if file not in checked:
+            _check_vrt(path, checked, (*around, file))
+            checked.add(file)
     if driver is None:
         raise RasterError(f"{path}: not a raster that is read here ({READ}); convert it with gdal_translate")
     if driver == "PNG" and b"IEND" not in tail:  # GDAL would make up what is missing
@@ -65,7 +78,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
     return head, tail
 
 
-def _check_vrt(path: Path, checked: set[Path]) -> None:
+def _check_vrt(path: Path, checked: set[Path], around: tuple[Path, ...]) -> None:
     sources = {}  # each once, in order
     try:
         for _, element in ElementTree.iterparse(path):
@@ -84,8 +97,7 @@ def _check_vrt(path: Path, checked: set[Path]) -> None:
         try:
             if "/vsi" in str(source):
                 raise RasterError(f"{source}: only local files are read")
-            _driver_of(source, checked)
+            _driver_of(source, checked, around)
         except (RasterError, OSError, ValueError) as error:  # a source may be anything: an address, XML, too long a name
-            raise RasterError(
-                f"{path}: a VRT with a source that cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from None
+            reason = " ".join(str(error).split()).rpartition(UNREADABLE)[2]  # of VRTs of VRTs the innermost
+            raise RasterError(f"{path}: {UNREADABLE}{reason[:300]}") from None

@@ -24,7 +24,8 @@ class Question:
 
     text: as asked, without choices. kind: what would answer it; "open" is all that is no yes or no about something
     being there, no number and no place. phrases: at most 5 ground targets, lower-case, the words of the question.
-    choices: the texts behind (A), (B), ... in that order. note: one line for the user, or "".
+    choices: the texts behind (A), (B), ... in that order. note: one line for the user, or "". doubt: why an answer would
+    mislead, or "".
     """
 
     text: str
@@ -32,6 +33,14 @@ class Question:
     phrases: list[str]
     choices: list[str] = field(default_factory=list)
     note: str = ""
+    doubt: str = ""
+
+
+def check_understood(question: Question) -> None:
+    """Raises EvcapError for a question that would get a plain answer to what it does not ask. One with choices is read by the
+    language model, and chosen for in any case."""
+    if question.doubt and not question.choices:
+        raise EvcapError(f"'{question.text}' was not understood: {question.doubt}")
 
 
 def analyse(question: str, backend: Backend | None = None, choices: Sequence[str] = ()) -> Question:
@@ -51,9 +60,24 @@ def analyse(question: str, backend: Backend | None = None, choices: Sequence[str
         phrases = noun_chunks(text) if backend is None else backend(text)
     except NoPhrases as reason:
         phrases, note = noun_chunks(text), f"{reason}; the nouns of the question are searched instead"
-    if not note and backend is None and not seems_english(text):
-        note = "the question does not seem to be English; its words are searched as they stand"
-    return Question(text, kind_of(text), phrases, choices, note)
+    return Question(text, kind_of(text), phrases, choices, note, _doubt(text, backend is None or bool(note)))
+
+
+# "no. 5", "no-fly" and "whether or not" deny nothing
+_NEGATION = re.compile(
+    r"(?<![\w-])(?:no(?!\.? ?\d)|not|without|never|none|neither|nor|nothing|nobody|nowhere|cannot|lacks?|lacking|absent|absence"
+    r"|except|excluding|devoid of|free of|other than)(?![\w-])|n['’]t\b|\b(?:isnt|arent|doesnt|dont|cant|wont)\b"
+)
+
+
+def _doubt(text: str, by_nouns: bool) -> str:
+    """Why a question is not understood, or "". by_nouns: its own words are searched, no model has read it."""
+    lower = re.sub(r"\bwhether or not\b", "whether", text.lower())
+    if found := _NEGATION.search(lower):
+        return f"what is not there ('{found[0]}') cannot be looked for; ask whether or where something is there"
+    if by_nouns and not seems_english(text):
+        return "it does not seem to be English; ask in English, or let an endpoint read it (--phrases-by endpoint)"
+    return ""
 
 
 _CHOICE = re.compile(r"^\s*(?:\(([A-Z])\)|([A-Z])[).:](?=\s))\s*")

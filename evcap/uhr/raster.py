@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,18 +21,19 @@ from rasterio.windows import Window
 from evcap.errors import EvcapError
 from evcap.uhr.bands import choose_bands
 from evcap.uhr.blocks import Blocks
+from evcap.uhr.content import fingerprint_by_content, fingerprint_by_time
 from evcap.uhr.opening import RasterError, driver_of
 from evcap.uhr.remarks import remarks
 from evcap.uhr.shelf import Shelf
-from evcap.uhr.stretch import limits, stretch
+from evcap.uhr.stretch import PERCENTILES, limits, stretched
 
 # `notes` says it. Not around each opening: catch_warnings lets it through when several threads open files.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 NEUTRAL = 128  # grey of the pixels that are not valid
-EDGE = 1 << 16  # bytes at both ends of a file that enter its fingerprint
 CACHED = 1 << 26  # bytes: images stored in rows up to this size stay decoded in GDAL's cache
 LARGEST_BLOCK = 1 << 29  # bytes of a decoded block, of which GDAL cannot read a part
+MOST_BLOCKS = 1 << 24  # of which all are looked at: 100,000 x 100,000 pixels in blocks of 25 x 25
 
 
 class Raster:
@@ -43,12 +43,13 @@ class Raster:
 
     bands: which one is grey, or which three are red, green and blue, counted from 1. Without it the bands named red, green
     and blue are taken, else the first three, or the first alone where there are fewer than three beside an alpha band.
-    8 bits are taken as they are, a palette gives its colours, other types are stretched from the 2nd to the 98th percentile
-    of each band to 0..255.
+    stretch: the percentiles of each band's valid values that become 0 and 255. Without it 8 bits are taken as they are, and
+    other types are stretched from the 2nd to the 98th. A palette gives its colours either way.
     A pixel is valid if the file's mask, alpha band or nodata value says so for one of the bands, none of them is NaN or
     infinite there, and its block was written (sparse TIFF).
     Positions are those of the stored pixels: an EXIF orientation is not applied.
 
+    orientation: its EXIF orientation, 1 if it is upright or nobody says.
     path; width, height: in pixels; notes: remarks for the user, one line each.
     crs: rasterio.crs.CRS, or None. transform: affine.Affine from pixels to it, rotated or not, or None if there is none.
     block: width and height of the blocks it is stored in, in pixels.
@@ -58,7 +59,7 @@ class Raster:
     Raises RasterError, one line, for what cannot be read as a raster.
     """
 
-    def __init__(self, path: str | Path, bands: Sequence[int] | None = None):
+    def __init__(self, path: str | Path, bands: Sequence[int] | None = None, stretch: tuple[float, float] | None = None):
         self.path = Path(path)
         driver = driver_of(self.path)
         self._states = {self.path.absolute(): _state(self.path)}
@@ -66,6 +67,7 @@ class Raster:
             self._dataset = rasterio.open(self.path.absolute(), driver=driver)
             self.crs, transform = self._dataset.crs, self._dataset.transform
             parts = [Path(name) for name in self._dataset.files]
+            self.orientation = _orientation(self._dataset)
         # what GIS programs note about a file in .aux.xml changes no pixel
         self._states |= {part: _state(part) for part in parts[1:] if part.suffix != ".xml" and part.exists()}
         self.transform = None if transform.is_identity else transform
@@ -79,8 +81,10 @@ class Raster:
         self._check_blocks()
         self.striped = self._blocks.columns == 1 and self.width * self.height * self._bytes_a_pixel > CACHED
         self._shelf = Shelf(self._window, self.width)
-        self._limits = self._find_limits()
-        self.notes = remarks(self._dataset, self._bands, self._limits, self.striped)
+        self.given_bands, self.given_stretch = bands, stretch
+        self._limits = self._find_limits(stretch or PERCENTILES)
+        self._inverted = self._bands.palette is None and self._dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        self.notes = remarks(self._dataset, self._bands, self._limits, self.striped, self.stretch)
 
     def _check_blocks(self) -> None:
         """That a block can be held, and that the file goes as far as its last one."""
@@ -88,6 +92,11 @@ class Raster:
             raise RasterError(
                 f"{self.path}: stored as blocks of {self.block[0]} x {self.block[1]} pixels, too large to read a part of; "
                 "convert it with gdal_translate -co TILED=YES where there is memory"
+            )
+        if self._blocks.columns * self._blocks.rows > MOST_BLOCKS and not self._is_plain_vrt:
+            raise RasterError(
+                f"{self.path}: {self.width:,} x {self.height:,} pixels in blocks of {self.block[0]} x {self.block[1]} are too "
+                "many; convert it to larger blocks, or cut a part out (gdal_translate -srcwin)"
             )
         end, size = self._blocks.last_byte(), self.path.stat().st_size
         if end > size:
@@ -99,20 +108,43 @@ class Raster:
         return self._bands.numbers
 
     @property
+    def stretch(self) -> tuple[float, float] | None:
+        """The percentiles that become 0 and 255, None for what is shown as it is."""
+        return None if self._limits is None or self._bits < 8 else self.given_stretch or PERCENTILES
+
+    def reopened(self) -> Raster:
+        """Another handle of the same file, shown in the same way. Raises RasterError as opening does."""
+        return Raster(self.path, self.bands, self.given_stretch)
+
+    @property
+    def _bits(self) -> int:
+        """Of a number of 8 bits those that are used; 16 of all others."""
+        first = self._bands.numbers[0]
+        if self._dataset.dtypes[first - 1] != "uint8":
+            return 16
+        return int(self._dataset.tags(ns="IMAGE_STRUCTURE", bidx=first).get("NBITS", 8))
+
+    @property
+    def _is_plain_vrt(self) -> bool:
+        """Whether nobody looks at all its blocks, however many they are."""
+        return self._dataset.driver == "VRT" and self._bits == 8
+
+    @property
     def _bytes_a_pixel(self) -> int:
         return self._dataset.count * np.dtype(self._dataset.dtypes[self._bands.numbers[0] - 1]).itemsize
 
-    def _find_limits(self) -> np.ndarray | None:
+    def _find_limits(self, percentiles: tuple[float, float]) -> np.ndarray | None:
         """(bands,2) float64: the values that become 0 and 255; None for those that are colours already."""
         first = self._bands.numbers[0]
         if self._bands.palette is not None:
             return None
-        if self._dataset.dtypes[first - 1] == "uint8":
-            bits = int(self._dataset.tags(ns="IMAGE_STRUCTURE", bidx=first).get("NBITS", 8))
-            return None if bits == 8 else np.array([[0.0, 2.0**bits - 1]] * len(self._bands.numbers))
+        if self._bits < 8:
+            return np.array([[0.0, 2.0**self._bits - 1]] * len(self._bands.numbers))
+        if self._bits == 8 and self.given_stretch is None:
+            return None
         coarsest = max([1, *self._dataset.overviews(first)])
         with self._errors("damaged or cut short"):
-            return limits(self._nearest, self.width, self.height, coarsest, self._blocks)
+            return limits(self._nearest, self.width, self.height, coarsest, self._blocks, percentiles)
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -158,7 +190,8 @@ class Raster:
             colours = self._bands.palette[values[0]]
             pixels, valid = np.ascontiguousarray(colours[..., :3]), valid & (colours[..., 3] > 0)
         else:
-            values = values if self._limits is None else stretch(values, self._limits)
+            values = values if self._limits is None else stretched(values, self._limits)
+            values = 255 - values if self._inverted else values
             pixels = np.ascontiguousarray(np.moveaxis(values if len(values) == 3 else values.repeat(3, 0), 0, -1))
         if not valid.all():
             pixels[~valid] = NEUTRAL
@@ -204,17 +237,18 @@ class Raster:
         return self._blocks.empty(boxes)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the size, time of change, first and last bytes of the file (and the sizes and times of
-        those it refers to), its dimensions and types, and the bands chosen. Raises RasterError if the file has changed."""
+        """16 hexadecimal digits of the content: dimensions, types, and bytes of the file, and of those it refers to, at fixed
+        places (`content`). Raises RasterError if the file has changed since it was opened."""
         self.check_unchanged()
-        states = [(path.name, *state[:2]) for path, state in self._states.items()]
-        told = states[0][1:], sorted(states[1:]), self.width, self.height, self._dataset.dtypes, self._bands.numbers
-        digest = hashlib.sha256(repr(told).encode(errors="surrogateescape"))
-        with self.path.open("rb") as file:
-            digest.update(file.read(EDGE))
-            file.seek(max(0, states[0][1] - EDGE))
-            digest.update(file.read(EDGE))
-        return digest.hexdigest()[:16]
+        path, *parts = self._states
+        return fingerprint_by_content(path, parts, (self.width, self.height, self._dataset.dtypes, self._inverted))
+
+    def fingerprint_by_time(self) -> str | None:
+        """What `fingerprint` was before: of the time of change, and of the bands chosen, too. None for what no index knew
+        then: a stretch that was asked for, and that 0 is white."""
+        path, *parts = self._states
+        told = self.width, self.height, self._dataset.dtypes, self._bands.numbers
+        return None if self.given_stretch or self._inverted else fingerprint_by_time(path, parts, self._states, told)
 
     def check_unchanged(self) -> None:
         """Raises RasterError if the file, or one that it refers to, is not what it was when it was opened."""
@@ -227,3 +261,18 @@ def _state(path: Path) -> tuple[int, int, int]:
     """Size in bytes, time of change in nanoseconds, file number."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _orientation(dataset) -> int:
+    said = dataset.tags().get("EXIF_Orientation", "1")
+    return int(said) if said in tuple("12345678") else 1
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone. Raises RasterError."""
+    driver = driver_of(path)
+    try:
+        with rasterio.open(path.absolute(), driver=driver) as dataset:
+            return dataset.width, dataset.height
+    except (RasterioError, UnicodeError) as error:
+        raise RasterError(f"{path}: cannot be opened ({' '.join(str(error).split())})") from None

@@ -111,7 +111,7 @@ def read_ahead(raster: Raster, plan: Plan, groups: Iterable[np.ndarray], side: i
 
 def _reopened(raster: Raster) -> Raster:
     with rasterio.Env(GDAL_NUM_THREADS=DECODERS):
-        handle = Raster(raster.path, raster.bands)
+        handle = raster.reopened()
     try:
         raster.check_unchanged()
     except RasterError:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evcap.uhr.bands import Bands
-from evcap.uhr.stretch import PERCENTILES
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -16,9 +15,12 @@ WITHOUT_OVERVIEWS = 4096  # pixels of the longer side up to which nobody misses 
 CONVERT = "data/make_cog.py makes a copy that is read faster"
 
 
-def remarks(dataset: DatasetReader, bands: Bands, limits: np.ndarray | None, striped: bool) -> list[str]:
-    """One line each: place, storage, colours. limits (bands,2): what is stretched to 0..255."""
-    return [*_place(dataset), *_storage(dataset, bands, striped), *bands.notes, *_colours(dataset, bands, limits)]
+def remarks(
+    dataset: DatasetReader, bands: Bands, limits: np.ndarray | None, striped: bool, percentiles: tuple[float, float] | None
+) -> list[str]:
+    """One line each: place, storage, colours. limits (bands,2): what is stretched to 0..255; percentiles: as found."""
+    colours = _colours(dataset, bands, limits, percentiles) if percentiles else []
+    return [*_place(dataset), *_storage(dataset, bands, striped), *bands.notes, *colours]
 
 
 def _place(dataset: DatasetReader) -> list[str]:
@@ -42,10 +44,8 @@ def _storage(dataset: DatasetReader, bands: Bands, striped: bool) -> list[str]:
     return found
 
 
-def _colours(dataset: DatasetReader, bands: Bands, limits: np.ndarray | None) -> list[str]:
+def _colours(dataset: DatasetReader, bands: Bands, limits: np.ndarray, percentiles: tuple[float, float]) -> list[str]:
     dtype = dataset.dtypes[bands.numbers[0] - 1]
-    if limits is None or dtype == "uint8":
-        return []
     spans = ", ".join(f"{low:g} to {high:g}" for low, high in limits)
-    low, high = PERCENTILES
-    return [f"{dtype} shown as 8 bits, from percentile {low} to {high} of each band: {spans}"]
+    low, high = percentiles
+    return [f"{dtype} shown as 8 bits, from percentile {low:g} to {high:g} of each band (--stretch): {spans}"]

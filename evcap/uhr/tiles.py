@@ -18,15 +18,16 @@ from PIL import Image
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
 from evcap.uhr.plans import Plan
-from evcap.uhr.raster import Raster
+from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.reading import Tiles, read_ahead, squares
-from evcap.uhr.tile_files import check_manifest, create, read_rows, remedy, runs, saying, write_rows
+from evcap.uhr.tile_files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
 
 if TYPE_CHECKING:
     from evcap.uhr.towers import Tower
 
 MISSING, ENCODED, EMPTY = 0, 1, 2
 SYNC = 1.0  # seconds after which what was encoded is on disk
+MOST_TILES = 5_000_000  # of an index: 120 GB, of a picture 400,000 pixels wide and high
 BATCH = 16  # tiles that go through the encoder together; 32 need 0.4 GB more with the embedded preset
 
 
@@ -85,20 +86,35 @@ class TileIndex:
 
     @classmethod
     def open(
-        cls, folder: str | Path, raster: Raster, plan: Plan, encoder: str, shape: tuple[int, int] = (32, 384)
+        cls,
+        folder: str | Path,
+        raster: Raster,
+        plan: Plan,
+        encoder: str,
+        shape: tuple[int, int] = (32, 384),
+        anew: bool = False,
     ) -> TileIndex:
         """The index in a folder, an empty one if there is none yet.
 
-        encoder: fingerprint of what makes the features, of shape (Q,W). Raises EvcapError, one line, for the index of another
-        file, plan or encoder, for one that is damaged, and for a folder that cannot be written.
+        encoder: fingerprint of what makes the features, of shape (Q,W). anew: in place of an index that is there, whatever it
+        is of. Raises EvcapError, one line, for more than MOST_TILES, for the index of another file, plan or encoder, for one
+        that is damaged, and for a folder that cannot be written.
         """
         folder = Path(folder)
-        told = {"raster": raster.fingerprint(), "plan": plan.name, "encoder": encoder}
+        if len(plan) > MOST_TILES:
+            raise RasterError(
+                f"{raster.path}: {plan.width:,} x {plan.height:,} pixels are {len(plan):,} tiles, more than the {MOST_TILES:,} "
+                "that an index holds; cut a part out (gdal_translate -srcwin)"
+            )
+        told = {"raster": raster.fingerprint(), "bands": list(raster.bands), "plan": plan.name, "encoder": encoder}
+        told |= {"stretch": list(raster.stretch) if raster.stretch else None}
         told |= {"file": raster.path.name, "size": [plan.width, plan.height], "tiles": len(plan), "shape": list(shape)}
         try:
+            if anew and folder.is_dir() and any(folder.iterdir()):
+                discard(folder)
             if not (folder / "manifest.json").exists():
                 create(folder, told)
-            check_manifest(folder, told, raster.path)
+            check_manifest(folder, told, raster)
         except OSError as error:
             raise EvcapError(f"cannot use {folder} as a tile index: {error.strerror}") from None
         return cls(folder, raster, plan, encoder, tuple(shape))
@@ -109,9 +125,11 @@ class TileIndex:
             sizes = features.stat().st_size, states.stat().st_size
             found = np.fromfile(states, np.uint8)
         except OSError as error:
-            raise EvcapError(f"cannot read {error.filename or states}: {error.strerror}; {remedy(self.folder)}") from None
+            raise EvcapError(
+                f"cannot read {error.filename or states}: {error.strerror}; {remedy(self.folder, self.raster)}"
+            ) from None
         if sizes != (len(self.plan) * self._row, len(self.plan)) or (len(found) and found.max() > EMPTY):
-            raise EvcapError(f"{self.folder} does not hold {len(self.plan):,} tiles; {remedy(self.folder)}")
+            raise EvcapError(f"{self.folder} does not hold {len(self.plan):,} tiles; {remedy(self.folder, self.raster)}")
         return found
 
     def numbers(self) -> np.ndarray:
@@ -164,7 +182,7 @@ class TileIndex:
         Raises EvcapError, one line, when the file cannot be read or the index not be written.
         """
         if encoder.encoder_fingerprint != self.encoder:
-            raise EvcapError(f"{self.folder} is the index of another encoder; {remedy(self.folder)}")
+            raise EvcapError(f"{self.folder} is the index of another encoder; {remedy(self.folder, self.raster)}")
         self.raster.check_unchanged()
         with self.writing() as writer:
             before, todo = self.counts(), writer.missing(numbers)

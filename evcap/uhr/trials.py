@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evcap.config import assets_folder, load_preset
+from evcap.config import RetrievalConfig, assets_folder, load_preset
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
 from evcap.predictor import Captioner
@@ -15,6 +16,8 @@ from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import Retriever
 from evcap.uhr.tiles import TileIndex
 from evcap.uhr.towers import Tower, open_tower
+
+UNMEASURED = RetrievalConfig(math.inf, math.inf, math.inf, 0.0)  # nothing is found for sure
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ class Searcher:
 
     @classmethod
     def open(cls, config: SceneConfig) -> Searcher:
-        """Raises EvcapError with one line when a part is missing, damaged or made for another model."""
+        """Raises EvcapError with one line when a part is missing, damaged or made for another model. A preset without
+        thresholds is opened, too: scores need none."""
+        settings = load_preset(config.preset)
+        folder = config.gallery or assets_folder(config.preset, settings) / "gallery"
+        if not Path(folder).is_dir():
+            raise EvcapError(
+                f"there is no gallery {folder}; memory/build_gallery.py makes one, name it as `gallery` in the config"
+            )
         captioner = Encoder(config.preset, Path(config.trained) if config.trained else None).captioner
         tower = open_tower(captioner)
-        folder = config.gallery or assets_folder(config.preset, load_preset(config.preset)) / "gallery"
         gallery = Gallery.open(folder, tower.encoder_fingerprint)
-        return cls(captioner, tower, gallery, Retriever(tower, [gallery], captioner.preset.retrieval))
+        return cls(captioner, tower, gallery, Retriever(tower, [gallery], settings.retrieval or UNMEASURED))
 
 
 def whole_index(raster: Raster, tower: Tower, plan: str, quiet: bool) -> TileIndex:
