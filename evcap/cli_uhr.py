@@ -71,7 +71,7 @@ def index_command(
     for folder in folders:
         check_folder("the tile index", folder)
     if len(files) == 1:
-        with Raster(files[0]):  # what is wrong with it is told before the model is loaded
+        with Raster(files[0], display.bands, display.stretch):  # what is wrong with it is told before the model is loaded
             pass
     check_model(preset, with_memory=False)
     encoder = Encoder(preset)
