@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from evcap.errors import EvcapError
+from evcap.text_files import brief
+from evcap.yaml_files import read_yaml
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
+LARGEST_INTEGER = 2**53  # beyond it no setting means anything, and libraries below fail in ways of their own
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def from_dict(cls, data, where: str):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise EvcapError(f"{where}: unknown key '{key}'. Known keys: {', '.join(fields)}")
+            raise EvcapError(f"{where}: unknown key {brief(key)}. Known keys: {', '.join(fields)}")
     values = {}
     for name, f in fields.items():
         if name in data:
@@ -145,26 +147,27 @@ def _convert(hint, value, where: str):
         return None
     for option in options:
         plain = typing.get_origin(option) or option
-        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            break
+        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
         if plain is list and isinstance(value, list):
             (item,) = typing.get_args(option)
             return [_convert(item, entry, f"{where}[{number}]") for number, entry in enumerate(value)]
-        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+        if plain is dict and isinstance(value, dict):
+            kinds = typing.get_args(option)
+            return {
+                _convert(kinds[0], key, f"{where}: key"): _convert(kinds[1], entry, f"{where}: {brief(key)}")
+                for key, entry in value.items()
+            }
+        if isinstance(value, plain) and plain is not float and not (plain is int and isinstance(value, bool)):
             return value
-    raise EvcapError(f"{where}: expected {hint}, found {value!r}")
+    raise EvcapError(f"{where}: expected {hint if typing.get_args(hint) else hint.__name__}, found {brief(value)}")
 
 
 def load_yaml(path: str | Path, cls):
     """Read a YAML file into dataclass `cls`. Raises EvcapError with one line for a missing, broken or unknown setting."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvcapError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return from_dict(cls, data, str(path))
+    return from_dict(cls, read_yaml(path), str(path))
 
 
 def preset_path(name_or_path: str | Path) -> Path:
