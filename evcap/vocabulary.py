@@ -17,6 +17,8 @@ _BEYOND = rf"[^\x00-\u02ff\s{_JOINERS}]"
 _STRAY_JOINER = re.compile(rf"(?<!{_BEYOND})[{_JOINERS}]|[{_JOINERS}](?!{_BEYOND})")
 _SIGNS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")  # of format, and yet seen
 
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
+
 IRREGULAR = {
     **{"man": "men", "child": "children", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice", "ox": "oxen"},
     **{"wolf": "wolves", "elf": "elves", "calf": "calves", "half": "halves", "leaf": "leaves", "loaf": "loaves"},
@@ -51,6 +53,11 @@ def _shown(letter: str) -> str:
     if kind in ("Cc", "Cs"):
         return " "
     return "" if kind == "Cf" and letter not in _SIGNS and letter not in _JOINERS else letter
+
+
+def shown(text: str) -> str:
+    """A text as a terminal may show it: a question mark for each control character or mark of direction."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def spoken_name(name: str) -> str:

@@ -63,7 +63,7 @@ def test_a_harmful_preset_is_one_short_line(tmp_path, kind):
 
 def test_memory_is_bounded(tmp_path):
     """Aliases and merges that stand for 10^11 items, in a process that may have 1 GB."""
-    (tmp_path / "p.yaml").write_text(LAUGHS + MERGES.replace("a", "b").replace("*b", "*b"))
+    (tmp_path / "p.yaml").write_text(LAUGHS + MERGES.replace("a", "b"))
     code = f"from evcap.config import load_preset; load_preset({str(tmp_path / 'p.yaml')!r})"
     limit = 2**30
     child = subprocess.run(
