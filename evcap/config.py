@@ -32,6 +32,22 @@ class VisionConfig:
     intermediate: int = 6144
 
 
+# What the fingerprint of an encoder tells of its tower. The list is part of the memories' format: one more setting in it would
+# make all memories those of another encoder. A setting that comes later is told only where it differs from its default.
+FINGERPRINTED = ("kind", "image_size", "width", "tokens", "mean", "std", "patch_size", "depth", "heads", "intermediate")
+
+
+def fingerprinted(vision: VisionConfig) -> dict:
+    """The settings of a tower that memory keys depend on, as `weights.fingerprint` takes them."""
+    later = [f for f in dataclasses.fields(vision) if f.name not in FINGERPRINTED]
+    told = [*FINGERPRINTED, *(f.name for f in later if getattr(vision, f.name) != _default(f))]
+    return {name: getattr(vision, name) for name in told}
+
+
+def _default(setting: dataclasses.Field):
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
+
+
 @dataclass(frozen=True)
 class QFormerConfig:
     """BERT-shaped transformer; `cross_attention_every` 2 means layers 0, 2, 4 ... look at the context."""
