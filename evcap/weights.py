@@ -112,6 +112,8 @@ def open_safetensors(path: str | Path):
     """safetensors' own handle on a file; it reads nothing but the header. Raises EvcapError as `read_safetensors`."""
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise EvcapError(f"cannot read {path}: not a regular file")
     try:
         with safe_open(str(path), "pt") as file:
             yield file

@@ -15,6 +15,7 @@ from evcap.errors import EvcapError
 from evcap.predictor import Captioner
 from evcap.runtime import tower_dtype
 from evcap.similarity import TextTower
+from evcap.sources import local_or_hub
 from evcap.weights import fingerprint
 
 
@@ -61,6 +62,7 @@ class ClipTower:
         """folder: of a model with tokenizer and image processor, or a hub name. Raises EvcapError for what is no such model."""
         from transformers import AutoModel, AutoProcessor
 
+        folder = local_or_hub(folder)
         self._device = device or torch.device("cpu")
         try:
             self._model = AutoModel.from_pretrained(folder, dtype=tower_dtype(True, self._device)).to(self._device).eval()
