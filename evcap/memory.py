@@ -14,7 +14,7 @@ import numpy as np
 
 from evcap.duplicates import KnownEntries
 from evcap.errors import EvcapError
-from evcap.index import CHUNK, ApproximateIndex, build_index, on_gpus
+from evcap.index import CHUNK, ApproximateIndex, build_index, exact_search, on_gpus
 from evcap.index_kind import FEWEST, IndexKind, kind_for
 from evcap.memory_files import check_units, read_memory, write_memory
 from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
@@ -23,8 +23,6 @@ from evcap.text_files import brief
 from evcap.vocabulary import clean_name
 
 ROUNDING = 5e-4  # of the length of a unit vector, by its float16 numbers
-BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
-BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
 
 
 def _array(values) -> np.ndarray:
@@ -139,11 +137,11 @@ class VisualNameMemory:
         Entry -1: an approximate index found no more. Those of a flat memory are exact.
         """
         if self._approximate is None:
-            return self.index.search(queries, hits)
+            return exact_search(self.index, queries, hits)
         similarity, entry = self._approximate.search(queries, hits, self.keys)
         if len(self) == self._approximate.entries:
             return similarity, entry
-        added, place = self.index.search(queries, min(hits, self.index.ntotal))
+        added, place = exact_search(self.index, queries, min(hits, self.index.ntotal))
         place = np.where(place < 0, -1, place + self._approximate.entries)
         similarity, entry = np.concatenate([similarity, added], axis=1), np.concatenate([entry, place], axis=1)
         best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
@@ -155,8 +153,6 @@ class VisualNameMemory:
         if self._index is None:
             import faiss
 
-            faiss.cvar.distance_compute_blas_threshold = BLAS_FROM  # of the whole process: an index has no such setting
-            faiss.cvar.distance_compute_blas_database_bs = BLAS_KEYS
             self._index = on_gpus(faiss.IndexFlatIP(self.keys.shape[1]))
             for start in range(self._approximate.entries if self._approximate else 0, len(self), CHUNK):
                 part = np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32)
