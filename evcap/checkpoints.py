@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -21,6 +24,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 SHARD = re.compile(r"[\w-][\w.-]*")  # a file beside the index, not elsewhere
 LARGEST_INDEX, LARGEST_DIRECTORY, LARGEST_PICKLE = 2**26, 2**22, 2**26  # bytes; a zip's entries of 60,000 tensors
+MOST_TUPLES = 100_000  # four a tensor
 NESTED = ("model", "state_dict")  # LAVIS and the EVCap release keep their tensors under "model"
 
 Wanted = Callable[[str], bool]
@@ -99,6 +103,9 @@ def load_plain(path: Path):
         raise EvcapError(f"cannot read {path}: {'not a regular file' if path.exists() else 'No such file or directory'}")
     try:
         _check_zip(path)
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                check_depth(file, 5)  # mark, version, system, data, storages
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         if "eights_only" in str(error) or "Unsupported" in str(error):
@@ -106,6 +113,27 @@ def load_plain(path: Path):
         raise EvcapError(f"{path} is damaged or no PyTorch file; get a fresh copy") from None
     except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise EvcapError(f"{path} is damaged or no PyTorch file ({one_line(error)[:80]}); get a fresh copy") from None
+
+
+def check_depth(stream: IO[bytes], pickles: int = 1) -> None:
+    """Raises ValueError for pickles that hold so many tuples that, one in another, they would overflow the stack as a key."""
+    tuples = 0
+    with suppress(StopIteration):
+        for _ in range(pickles):
+            opcodes = pickletools.genops(stream)
+            while name := _next(opcodes):
+                tuples += name.startswith("TUPLE")
+                if tuples > MOST_TUPLES:
+                    raise ValueError("it is too deep")
+
+
+def _next(opcodes: Iterator) -> str | None:
+    """The name of the next opcode, None behind the last. Raises StopIteration for what is no pickle: its reader says more."""
+    try:
+        found = next(opcodes, None)
+    except Exception:
+        raise StopIteration from None
+    return found and found[0].name
 
 
 class _Directory(io.FileIO):
@@ -124,6 +152,7 @@ def _check_zip(path: Path) -> None:
         try:
             with _Directory(path) as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
+                pickled = [e for e in entries if e.filename.endswith(".pkl")]
         except zipfile.BadZipFile as error:
             raise ValueError(error) from None
         size = path.stat().st_size
@@ -131,8 +160,11 @@ def _check_zip(path: Path) -> None:
             raise ValueError("its entries are compressed")
         if sum(e.file_size for e in entries) > size:
             raise ValueError("its entries are longer than the file")
-        if any(e.file_size > LARGEST_PICKLE for e in entries if e.filename.endswith(".pkl")):
+        if any(e.file_size > LARGEST_PICKLE for e in pickled):
             raise ValueError("its list of tensors is too long")
+        with zipfile.ZipFile(path) as archive:
+            for entry in pickled:
+                check_depth(io.BytesIO(archive.read(entry)))
 
 
 def is_whole(tensor: torch.Tensor) -> bool:

@@ -28,7 +28,7 @@ from evcap.blip2 import (
     reason_to_leave_out,
     renamed,
 )
-from evcap.checkpoints import load_plain
+from evcap.checkpoints import check_depth, load_plain
 from evcap.errors import EvcapError
 from evcap.files import read_regular
 from evcap.text_files import one_line
@@ -79,6 +79,7 @@ def read_release_memory(path: str | Path) -> tuple[np.ndarray, list[str]]:
     path = Path(path)
     try:
         content = read_regular(path, LARGEST)
+        check_depth(io.BytesIO(content))
         loaded = load_plain(path) if zipfile.is_zipfile(path) else _TensorUnpickler(content).load()
     except OSError as error:
         raise EvcapError(f"cannot read {path}: {error.strerror}") from None

@@ -214,3 +214,23 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(EvcapError, match="^some/name is no file or folder here, and the hub did not give it; check the path$"):
         read_tensors("some/name", lambda name: True)
+
+
+@pytest.mark.parametrize("how", ["memory", "legacy", "zip"])
+def test_a_tuple_of_a_million_levels_does_not_end_the_process(tmp_path, how):
+    """As the key of a dictionary it would: Python's hash of a tuple knows no bound."""
+    deep = b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s."
+    if how == "zip":
+        torch.save(STATE, tmp_path / "plain")
+        stored = zipfile.ZIP_STORED
+        rewritten(tmp_path / "plain", tmp_path / "x", lambda name, old: (deep if name.endswith("data.pkl") else old, stored))
+    else:
+        (tmp_path / "x").write_bytes(deep)
+    code = f"""
+from evcap.checkpoints import read_tensors
+from evcap.release import read_release_memory
+read = read_release_memory if {how == "memory"} else lambda path: read_tensors(path, lambda name: True)
+read({str(tmp_path / "x")!r})
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 1 and "EvcapError" in child.stderr.splitlines()[-1] and "deep" in child.stderr.splitlines()[-1]
