@@ -19,6 +19,7 @@ import typer
 from evcap.console import DataFolder, command
 from evcap.errors import EvcapError
 from evcap.files import write_text
+from evcap.text_files import read_json
 
 
 def draw(images: list[dict], share: float, seed: int) -> set[int]:
@@ -46,7 +47,7 @@ def main(
 ) -> None:
     source = data / name / "captions_train.json"
     try:
-        content = json.loads(source.read_bytes())
+        content = read_json(source)
         ids = {image["id"] for image in content["images"]}
         held = draw(content["images"], share, seed)
     except (ValueError, KeyError, TypeError):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from evcap.errors import EvcapError
+from evcap.text_files import brief, one_line, read_json
 
 Item = TypeVar("Item")
 
 
 def read_lists(path: Path, keys: tuple[str, ...]) -> dict:
     """The object of a JSON file. Raises EvcapError for a file that cannot be read or lacks a list under one of `keys`."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise EvcapError(f"{path} is not JSON: {error}") from None
+    data = read_json(path)
     for key in keys:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise EvcapError(f"{path} is not in COCO format: it has no list '{key}'")
@@ -29,8 +24,8 @@ def read_lists(path: Path, keys: tuple[str, ...]) -> dict:
 def read_items(path: Path, data: dict, key: str, read: Callable[[dict], Item]) -> list[Item]:
     """`read` of each item of the list data[key].
 
-    `path` is where the data came from. An item for which `read` raises KeyError, TypeError or ValueError is named by an
-    EvcapError: annotations[7] has no 'caption'.
+    `path` is where the data came from. An item for which `read` raises KeyError, TypeError, ValueError or
+    OverflowError is named by an EvcapError: annotations[7] has no 'caption'.
     """
     found = []
     for number, item in enumerate(data[key]):
@@ -38,15 +33,15 @@ def read_items(path: Path, data: dict, key: str, read: Callable[[dict], Item]) -
             found.append(read(item))
         except KeyError as error:
             raise EvcapError(f"{path}: {key}[{number}] has no {error}") from None
-        except (TypeError, ValueError) as error:
-            raise EvcapError(f"{path}: {key}[{number}] cannot be used: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EvcapError(f"{path}: {key}[{number}] cannot be used: {one_line(error)}") from None
     return found
 
 
 def typed(item: dict, key: str, kind: type):
     """item[key]. Raises KeyError if it is not there and ValueError if it is not a `kind`, for `read_items` to tell."""
     if not isinstance(item[key], kind):
-        raise ValueError(f"{key} is {item[key]!r}, expected {kind.__name__}")
+        raise ValueError(f"{key} is {brief(item[key])}, expected {kind.__name__}")
     return item[key]
 
 

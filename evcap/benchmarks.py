@@ -5,7 +5,6 @@ Readers turn each layout into rows of one form; `data/convert.py` writes them in
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from evcap.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
+from evcap.text_files import one_line, read_table
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,14 @@ def _each_line(
     path: Path, read: Callable[[int, dict[str, str]], Row], wanted: Callable[[dict[str, str]], bool] = lambda row: True
 ) -> Iterator[Row]:
     """`read(number, row)` of the wanted rows of a CSV file with a header; EvcapError names a row that it cannot use."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                try:
-                    if wanted(row):
-                        yield read(number, row)
-                except KeyError as error:
-                    raise EvcapError(f"{path} has no column {error}") from None
-                except (TypeError, ValueError) as error:
-                    raise EvcapError(f"{path}: row {number + 1} cannot be used: {error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EvcapError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    for number, (_, row) in enumerate(read_table(path, set(), "")):
+        try:
+            if wanted(row):
+                yield read(number, row)
+        except KeyError as error:
+            raise EvcapError(f"{path} has no column {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EvcapError(f"{path}: row {number + 1} cannot be used: {one_line(error)}") from None
 
 
 def _strings(row: dict[str, str], column: str) -> list[str]:

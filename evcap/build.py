@@ -18,6 +18,7 @@ from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
 from evcap.language import LanguageModel
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
+from evcap.sources import local_or_hub
 from evcap.weights import (
     MINILM_TOKENIZER,
     MINILM_WEIGHTS,
@@ -37,7 +38,7 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = smollm2_folder() if config.kind == "smollm2-135m" else config.kind
+    folder = smollm2_folder() if config.kind == "smollm2-135m" else local_or_hub(config.kind)
     # eager on CPUs: the backward pass of the fused kernel is several times slower there
     settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision, device)
     if device.type != "cpu" and not sharded:

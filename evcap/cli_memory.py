@@ -59,6 +59,10 @@ def _plural(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
+def _passed(count: int) -> str:
+    return f", passed by {count:,} that {'was' if count == 1 else 'were'} there already" if count else ""
+
+
 def _size(memory: VisualNameMemory) -> str:
     return f"{_plural(len(memory), 'entry', 'entries')} of {_plural(len(memory.counts()), 'name', 'names')}"
 
@@ -163,10 +167,11 @@ def add(
     if added:
         names = [named[file] for file in added]
         edited = VisualNameMemory.open(folder, load().memory.encoder)  # once more: somebody may have edited it meanwhile
-        edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
+        count = edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
         edited.save(folder, quiet)
-        counted = f"{_plural(len(added), 'entry', 'entries')} of {_plural(len(set(names)), 'name', 'names')}"
-        typer.echo(f"added {counted}; {folder} now holds {_size(edited)}")
+        different = len(set(edited.names[len(edited) - count :]))
+        counted = f"{_plural(count, 'entry', 'entries')} of {_plural(different, 'name', 'names')}"
+        typer.echo(f"added {counted}{_passed(len(added) - count)}; {folder} now holds {_size(edited)}")
     report(failures, len(named))
     if failures:
         raise typer.Exit(1)
@@ -224,9 +229,10 @@ def merge(
     """Add the entries of another memory made by the same encoder."""
     folder = _to_edit(memory)
     edited = _open(folder)
-    count = edited.merge(_open(other))
+    given = _open(other)
+    count = edited.merge(given)
     edited.save(folder)
-    typer.echo(f"merged {_plural(count, 'entry', 'entries')}; {folder} now holds {_size(edited)}")
+    typer.echo(f"merged {_plural(count, 'entry', 'entries')}{_passed(len(given) - count)}; {folder} now holds {_size(edited)}")
 
 
 @memory_app.command("index")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from evcap.errors import EvcapError
+from evcap.text_files import brief
+from evcap.yaml_files import read_yaml
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
+LARGEST_INTEGER = 2**53  # beyond it no setting means anything, and libraries below fail in ways of their own
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,22 @@ class VisionConfig:
     depth: int = 39
     heads: int = 16
     intermediate: int = 6144
+
+
+# What the fingerprint of an encoder tells of its tower. The list is part of the memories' format: one more setting in it would
+# make all memories those of another encoder. A setting that comes later is told only where it differs from its default.
+FINGERPRINTED = ("kind", "image_size", "width", "tokens", "mean", "std", "patch_size", "depth", "heads", "intermediate")
+
+
+def fingerprinted(vision: VisionConfig) -> dict:
+    """The settings of a tower that memory keys depend on, as `weights.fingerprint` takes them."""
+    later = [f for f in dataclasses.fields(vision) if f.name not in FINGERPRINTED]
+    told = [*FINGERPRINTED, *(f.name for f in later if getattr(vision, f.name) != _default(f))]
+    return {name: getattr(vision, name) for name in told}
+
+
+def _default(setting: dataclasses.Field):
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
 
 
 @dataclass(frozen=True)
@@ -127,7 +145,7 @@ def from_dict(cls, data, where: str):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise EvcapError(f"{where}: unknown key '{key}'. Known keys: {', '.join(fields)}")
+            raise EvcapError(f"{where}: unknown key {brief(key)}. Known keys: {', '.join(fields)}")
     values = {}
     for name, f in fields.items():
         if name in data:
@@ -147,26 +165,27 @@ def _convert(hint, value, where: str):
         if dataclasses.is_dataclass(option):
             return from_dict(option, value, where)
         plain = typing.get_origin(option) or option
-        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            break
+        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
         if plain is list and isinstance(value, list):
             (item,) = typing.get_args(option)
             return [_convert(item, entry, f"{where}[{number}]") for number, entry in enumerate(value)]
-        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+        if plain is dict and isinstance(value, dict):
+            kinds = typing.get_args(option)
+            return {
+                _convert(kinds[0], key, f"{where}: key"): _convert(kinds[1], entry, f"{where}: {brief(key)}")
+                for key, entry in value.items()
+            }
+        if isinstance(value, plain) and plain is not float and not (plain is int and isinstance(value, bool)):
             return value
-    raise EvcapError(f"{where}: expected {hint}, found {value!r}")
+    raise EvcapError(f"{where}: expected {hint if typing.get_args(hint) else hint.__name__}, found {brief(value)}")
 
 
 def load_yaml(path: str | Path, cls):
     """Read a YAML file into dataclass `cls`. Raises EvcapError with one line for a missing, broken or unknown setting."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvcapError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return from_dict(cls, data, str(path))
+    return from_dict(cls, read_yaml(path), str(path))
 
 
 def preset_path(name_or_path: str | Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from evcap.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
+from evcap.text_files import brief, one_line, read_json, read_text
 from evcap.vocabulary import clean_name, spoken_name
 
 
@@ -76,10 +78,10 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
     def read(a: dict) -> Instance:
         image, category = a["image_id"], a["category_id"]
         if image not in paths or category not in names:
-            raise ValueError(f"image_id {image} or category_id {category} is not in this file")
-        x, y, width, height = map(float, a["bbox"])
-        area = float(a.get("area", width * height))
-        return Instance(image, paths[image], names[category], (x, y, x + width, y + height), area, bool(a.get("iscrowd")))
+            raise ValueError(f"image_id {brief(image)} or category_id {brief(category)} is not in this file")
+        box = _corners(a["bbox"])
+        area = float(a.get("area", (box[2] - box[0]) * (box[3] - box[1])))
+        return Instance(image, paths[image], names[category], box, area, bool(a.get("iscrowd")))
 
     return read_items(json_path, data, "annotations", read)
 
@@ -95,9 +97,16 @@ def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
         from lvis import LVIS
     except ImportError as error:  # also of a system library that its OpenCV needs
         raise EvcapError(f"reading LVIS needs the package lvis ({error}): pip install -e '.[synth]'") from None
+
+    class Read(LVIS):
+        """Its own reader takes what a system's locale says for the encoding of the file."""
+
+        def _load_json(self, path):
+            return read_json(path)
+
     json_path, folder = Path(json_path), Path(images_dir)
     try:
-        lvis = LVIS(json_path)
+        lvis = Read(json_path)
         largest: dict[tuple[int, int], dict] = {}
         for a in lvis.load_anns():
             place = a["category_id"], a["image_id"]
@@ -106,10 +115,8 @@ def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
         names = {c["id"]: (c.get("synonyms") or [c["name"]])[0] for c in lvis.load_cats({c for c, _ in largest})}
         paths = {i["id"]: _lvis_path(i, folder) for i in lvis.load_imgs(sorted({i for _, i in largest}))}
         found = [_lvis_instance(a, paths[a["image_id"]], names[a["category_id"]]) for _, a in sorted(largest.items())]
-    except OSError as error:
-        raise EvcapError(f"cannot read {json_path}: {error.strerror}") from None
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise EvcapError(f"{json_path} is not an annotation file of LVIS ({what})") from None
     refuse(json_path, "picture files are missing", [path for path in paths.values() if not path.is_file()])
     return found
@@ -127,18 +134,21 @@ def _lvis_path(image: dict, folder: Path) -> Path:
 
 
 def _lvis_instance(a: dict, path: Path, name: str) -> Instance:
-    x, y, width, height = map(float, a["bbox"])
-    return Instance(a["image_id"], path, name, (x, y, x + width, y + height), float(a["area"]), False)
+    return Instance(a["image_id"], path, name, _corners(a["bbox"]), float(a["area"]), False)
+
+
+def _corners(bbox) -> tuple[float, float, float, float]:
+    """(x1,y1,x2,y2) of x, y, width and height. Raises TypeError or ValueError for anything but four finite numbers."""
+    x, y, width, height = map(float, bbox)
+    box = (x, y, x + width, y + height)
+    if not all(map(isfinite, box)):
+        raise ValueError(f"bbox {brief(bbox)} is not finite")
+    return box
 
 
 def read_name_list(path: str | Path) -> list[list[str]]:
     """Rows of a text file, a name each with its synonyms after "/": aerosol can/spray can -> ["aerosol can", "spray can"]."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise EvcapError(f"{path} is not a text file in UTF-8") from None
+    lines = read_text(path).splitlines()
     return [[s.strip() for s in line.split("/") if s.strip()] for line in lines if line.strip(" /")]
 
 
@@ -151,7 +161,7 @@ def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
     for row in read_name_list(path):
         said = spoken_name(row[0])
         if not said:
-            raise EvcapError(f"{path}: '{row[0]}' holds nothing that can be said; give a name of letters or digits")
+            raise EvcapError(f"{path}: {brief(row[0])} holds nothing that can be said; give a name of letters or digits")
         vocabulary.setdefault(said, {said}).update(filter(None, map(clean_name, row)))
     if not vocabulary:
         raise EvcapError(f"{path} holds no names; write one a line, synonyms after /")

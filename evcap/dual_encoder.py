@@ -11,6 +11,7 @@ from torch import nn
 
 from evcap.errors import EvcapError
 from evcap.runtime import pick_device, tower_dtype
+from evcap.sources import local_or_hub
 from evcap.weights import fingerprint
 
 
@@ -23,7 +24,7 @@ class DualEncoder:
     def __init__(self, source: str | Path, device: torch.device | None = None):
         from transformers import AutoModel, AutoProcessor
 
-        self.device = device or pick_device()
+        source, self.device = local_or_hub(source), device or pick_device()
         try:
             model = AutoModel.from_pretrained(source, dtype=tower_dtype(True, self.device))
             self._processor = AutoProcessor.from_pretrained(source)

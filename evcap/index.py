@@ -7,6 +7,7 @@ kind takes every edit, also a graph and a mapped file, which FAISS cannot edit.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -22,12 +23,53 @@ FOURCC = {
     IndexKind.hnsw: (b"IHNs", b"IHNf"),
     IndexKind.ivf_pq: (b"IwPQ",),
 }  # a file begins with it
+BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
+BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
 STALE = 0.1  # share of entries that came or went, from which a save builds the index anew
 CHUNK = 65536  # keys that become float32 at once
 RERANKED = 64  # queries whose candidates are compared exactly at once
 LINKS = 32  # of a graph: neighbours of each key, twice as many on its lowest level
 EF_CONSTRUCTION = 40  # of a graph: candidates among which a key's neighbours are chosen
 PER_LIST = 40  # training keys for each list of an IVF; FAISS warns below 39
+
+
+class _Shared:
+    """Settings that FAISS has for the whole process only: ours while anybody is inside, as they were once all have left."""
+
+    def __init__(self):
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self):
+        import faiss
+
+        with self._lock:
+            if not self._inside:
+                self._before = faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs
+                self._set(BLAS_FROM, BLAS_KEYS)
+            self._inside += 1
+
+    def __exit__(self, *raised):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._set(*self._before)
+
+    @staticmethod
+    def _set(queries: int, keys: int) -> None:
+        import faiss
+
+        faiss.cvar.distance_compute_blas_threshold = queries
+        faiss.cvar.distance_compute_blas_database_bs = keys
+
+
+_products = _Shared()
+_reading = threading.Lock()  # of one index at a time: the limits of a file are the process's
+
+
+def exact_search(index, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and entries (n,hits) that an exact index finds, by matrix products from a picture's queries on."""
+    with _products:
+        return index.search(queries, hits)
 
 
 def on_gpus(index):
@@ -172,17 +214,18 @@ def map_index(path: Path, kind: IndexKind, settings: dict[str, int], removed: li
     buffer = np.memmap(path, np.uint8, "r")
     if bytes(buffer[:4]) not in FOURCC[kind]:
         raise ValueError(f"it holds no {kind} index")
-    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-    try:
-        faiss.set_deserialization_vector_byte_limit(len(buffer))
-        faiss.set_deserialization_loop_limit(len(buffer))
-        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(buffer), len(buffer))
-        index = faiss.read_index(reader, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)  # a table for another metric
-    except (RuntimeError, MemoryError) as error:
-        raise ValueError(" ".join(str(error).split())[-120:]) from None
-    finally:
-        faiss.set_deserialization_vector_byte_limit(limits[0])
-        faiss.set_deserialization_loop_limit(limits[1])
+    with _reading:
+        limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        try:
+            faiss.set_deserialization_vector_byte_limit(len(buffer))
+            faiss.set_deserialization_loop_limit(len(buffer))
+            reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(buffer), len(buffer))
+            index = faiss.read_index(reader, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)  # a table for another metric
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(" ".join(str(error).split())[-120:]) from None
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limits[0])
+            faiss.set_deserialization_loop_limit(limits[1])
     if (index.ntotal, index.d) != shape or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         measure = "inner product" if index.metric_type == faiss.METRIC_INNER_PRODUCT else "another measure"
         raise ValueError(f"it holds {index.ntotal} keys of {index.d} by {measure}")

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from evcap.duplicates import KnownEntries
 from evcap.errors import EvcapError
-from evcap.index import CHUNK, ApproximateIndex, build_index, on_gpus
+from evcap.index import CHUNK, ApproximateIndex, build_index, exact_search, on_gpus
 from evcap.index_kind import FEWEST, IndexKind, kind_for
-from evcap.memory_files import read_memory, write_memory
+from evcap.memory_files import check_units, read_memory, write_memory
 from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
 from evcap.ranking import Owners, RetrievedName, ranked_names
+from evcap.text_files import brief
 from evcap.vocabulary import clean_name
 
-BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
-BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
+ROUNDING = 5e-4  # of the length of a unit vector, by its float16 numbers
 
 
 def _array(values) -> np.ndarray:
@@ -43,6 +44,7 @@ def _unit(keys) -> np.ndarray:
         length = np.linalg.norm(wide, axis=1, keepdims=True)
         if not np.isfinite(length).all() or (length == 0).any():
             raise EvcapError("a key is zero or not finite; such a picture cannot be found again")
+        length[np.abs(length - 1) < ROUNDING] = 1  # of another memory: each division would round it anew
         unit[start : start + CHUNK] = wide / length
     return unit
 
@@ -51,7 +53,7 @@ def checked_name(name: str) -> str:
     """The name as memories spell it. Raises EvcapError when nothing of it can be said."""
     cleaned = clean_name(name)
     if not cleaned:
-        raise EvcapError(f"'{name}' holds nothing that can be said; give a name of letters or digits")
+        raise EvcapError(f"{brief(name)} holds nothing that can be said; give a name of letters or digits")
     return cleaned
 
 
@@ -62,6 +64,7 @@ class VisualNameMemory:
         self.keys, self.encoder = keys, encoder
         self.names, self.sources, self.images = list(names), list(sources), list(images)  # own: two may share a source
         self._index = None
+        self._known: KnownEntries | None = None  # made at the first edit that adds entries
         self._owners: Owners | None = None  # made at the first search that leaves pictures' own entries out
         self._approximate: ApproximateIndex | None = None  # over the first entries of a large memory
         self._chosen = False  # somebody chose the kind of index
@@ -73,7 +76,7 @@ class VisualNameMemory:
         """New memory from keys (M,D), which are normalised here. Raises EvcapError for unequal counts or empty names."""
         keys = _array(keys)
         memory = cls.empty(keys.shape[-1], encoder, keys.dtype)
-        memory.add(keys, names, sources, images)
+        memory._append(*memory._checked(keys, names, sources, images))
         return memory
 
     @classmethod
@@ -134,11 +137,11 @@ class VisualNameMemory:
         Entry -1: an approximate index found no more. Those of a flat memory are exact.
         """
         if self._approximate is None:
-            return self.index.search(queries, hits)
+            return exact_search(self.index, queries, hits)
         similarity, entry = self._approximate.search(queries, hits, self.keys)
         if len(self) == self._approximate.entries:
             return similarity, entry
-        added, place = self.index.search(queries, min(hits, self.index.ntotal))
+        added, place = exact_search(self.index, queries, min(hits, self.index.ntotal))
         place = np.where(place < 0, -1, place + self._approximate.entries)
         similarity, entry = np.concatenate([similarity, added], axis=1), np.concatenate([entry, place], axis=1)
         best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
@@ -150,11 +153,11 @@ class VisualNameMemory:
         if self._index is None:
             import faiss
 
-            faiss.cvar.distance_compute_blas_threshold = BLAS_FROM  # of the whole process: an index has no such setting
-            faiss.cvar.distance_compute_blas_database_bs = BLAS_KEYS
             index = on_gpus(faiss.IndexFlatIP(self.keys.shape[1]))
             for start in range(self._approximate.entries if self._approximate else 0, len(self), CHUNK):
-                index.add(np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32))
+                part = np.ascontiguousarray(self.keys[start : start + CHUNK], dtype=np.float32)
+                check_units(part, "the memory")  # of many, opening looks at some only
+                index.add(part)
             self._index = index  # whole, for whichever thread sees it
         return self._index
 
@@ -181,8 +184,22 @@ class VisualNameMemory:
 
     # -- edits: in memory; save() makes them last
 
-    def add(self, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str]) -> None:
-        """Append entries; keys (m,D) are normalised. Raises EvcapError for unequal counts, another D or an empty name."""
+    def add(self, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str]) -> int:
+        """Append entries and return how many; keys (m,D) are normalised.
+
+        Entries that are there already, of the same name and, up to rounding, the same key, are passed by. Raises EvcapError
+        for unequal counts, another D or an empty name.
+        """
+        keys, names, sources, images = self._checked(keys, names, sources, images)
+        if self._known is None:
+            self._known = KnownEntries(self.names)
+        new = self._known.new(names, keys, self.keys)
+        if len(new):
+            self._append(keys[new], *([column[i] for i in new] for column in (names, sources, images)))
+        return len(new)
+
+    def _checked(self, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str]) -> tuple:
+        """Keys and the three columns as the memory keeps them. Raises EvcapError as `add`."""
         keys = _unit(keys)
         if not len(keys) == len(names) == len(sources) == len(images):
             raise EvcapError(f"{len(keys)} keys, {len(names)} names, {len(sources)} sources, {len(images)} images: unequal")
@@ -190,15 +207,15 @@ class VisualNameMemory:
             raise EvcapError(f"keys are {keys.shape[1]} wide, this memory's are {self.keys.shape[1]}")
         cleaned = [checked_name(name) for name in names]
         keys = keys.astype(self.keys.dtype, copy=False)
+        return keys, cleaned, list(map(str, sources)), list(map(str, images))  # lists: they may be this memory's own
+
+    def _append(self, keys: np.ndarray, names: list[str], sources: list[str], images: list[str]) -> None:
+        """Entries behind the others, in room that doubles: adding one at a time copies each key a few times, not each time."""
         if self._index is not None:
             self._index.add(keys.astype(np.float32))
-        self._append(keys)
-        self.names += cleaned
-        self.sources += [str(source) for source in sources]  # a list: they may be this memory's own
-        self.images += [str(image) for image in images]
-
-    def _append(self, keys: np.ndarray) -> None:
-        """Rows behind the keys, in room that doubles: adding one at a time copies each key a few times, not each time."""
+        self.names += names
+        self.sources += sources
+        self.images += images
         count = len(self.keys) + len(keys)
         if self._room is None or self.keys.base is not self._room or len(self._room) < count:
             self._room = np.empty((max(count, 2 * len(self.keys)), keys.shape[1]), keys.dtype)
@@ -217,7 +234,7 @@ class VisualNameMemory:
         for column in COLUMNS:
             values = getattr(self, column)
             setattr(self, column, [values[i] for i in stay])
-        self._index = None
+        self._index = self._known = None
         return int(gone.sum())
 
     def rename(self, old: str, new: str) -> int:
@@ -225,25 +242,23 @@ class VisualNameMemory:
         old, new = self._present(old), checked_name(new)
         count = self.names.count(old)
         self.names = [new if n == old else n for n in self.names]
+        self._known = None
         return count
 
     def merge(self, other: VisualNameMemory) -> int:
-        """Append all entries of a memory of the same encoder; returns how many."""
+        """Append the entries of a memory of the same encoder that are not there already, see `add`; returns how many."""
         if other.encoder != self.encoder:
             raise MemoryFormatError(
                 f"the other memory was made by encoder {other.encoder}, this one by {self.encoder}: rebuild one of them"
             )
-        count = len(other)
-        if count:
-            self.add(other.keys, other.names, other.sources, other.images)
-        return count
+        return self.add(other.keys, other.names, other.sources, other.images)
 
     def _present(self, name: str) -> str:
         cleaned = checked_name(name)
         if cleaned not in self.names:
             near = difflib.get_close_matches(cleaned, set(self.names), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`evcap memory list` shows all names"
-            raise EvcapError(f"the memory holds no entry '{name}'; {hint}")
+            raise EvcapError(f"the memory holds no entry '{cleaned[:60]}'; {hint}")
         return cleaned
 
     # -- on disk

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,17 @@ from pathlib import Path
 import numpy as np
 
 from evcap.errors import EvcapError
+from evcap.files import read_regular
 from evcap.index import CHUNK, ApproximateIndex, map_index
 from evcap.index_kind import IndexKind
 from evcap.memory_manifest import COLUMNS, OWN_FILE, Contents, MemoryFormatError, manifest_of, parse_manifest
+from evcap.text_files import one_line
+from evcap.vocabulary import clean_name, shown
 
+LARGEST_MANIFEST, LARGEST_HEADER, LARGEST_NAMES = 2**20, 2**20, 2**16  # bytes
+LARGEST_ENTRY = 2**14  # bytes of a name, its source and its image
+LENGTH = 0.01  # by which the squared length of a key may differ from 1
+SAMPLE = 1024  # keys whose length is looked at where they are many; the others' when they are first searched
 ALWAYS_HASHED = 64 * 2**20  # bytes; larger keys and indexes are hashed on request only, to open in well under a second
 
 Put = Callable[[bytes], object]  # takes a block of a file that is being written
@@ -44,7 +52,7 @@ def write_memory(folder: Path, contents: Contents, known: Contents | None) -> st
             manifest = folder / "manifest.json"
             if not manifest.exists():
                 known = None
-            if known is not None and manifest.read_bytes() != known.manifest.encode():
+            if known is not None and read_regular(manifest, LARGEST_MANIFEST) != known.manifest.encode():
                 raise EvcapError(f"{folder} was changed by another process meanwhile; open it again and repeat the edit")
             return _write_parts(folder, contents, known)
     except OSError as error:
@@ -106,7 +114,7 @@ def _put_names(contents: Contents, put: Put) -> None:
 
 def _holds(folder: Path, text: str) -> bool:
     manifest = folder / "manifest.json"
-    return manifest.exists() and manifest.read_bytes() == text.encode()
+    return manifest.exists() and read_regular(manifest, LARGEST_MANIFEST) == text.encode()
 
 
 def _delete(paths: Iterable[Path]) -> None:
@@ -150,6 +158,7 @@ def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool, inde
     told, found = (manifest["entries"], manifest["dim"], manifest["dtype"]), (*keys.shape, str(keys.dtype))
     if told != found:
         raise MemoryFormatError(f"{folder}: the manifest says {told}, the keys are {found}; restore the folder")
+    check_units(keys, files["keys"], None if verify or keys.nbytes <= ALWAYS_HASHED else SAMPLE)
     lists, gone = _read_names(files["names"], len(keys))
     if "index" in files and not index:
         return Contents(keys, lists, made_by, manifest=text)
@@ -160,13 +169,24 @@ def _read_parts(folder: Path, text: str, encoder: str | None, verify: bool, inde
 def _read_names(path: Path, count: int) -> tuple[dict[str, list[str]], list[int]]:
     """The columns, and the entries of the index that are gone."""
     try:
-        columns = json.loads(path.read_bytes())
+        columns = json.loads(read_regular(path, LARGEST_NAMES + LARGEST_ENTRY * count))
         lists = {column: columns[column] for column in COLUMNS}
         if all(isinstance(x, list) and len(x) == count and set(map(type, x)) <= {str} for x in lists.values()):
-            return lists, columns.get("removed", [])
+            return _presentable(lists), columns.get("removed", [])
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise MemoryFormatError(f"{path} does not hold a name, source and image for each of {count} keys")
+
+
+def _presentable(lists: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The columns with one spelling of each name, whoever wrote the file, and nothing in them that controls a terminal."""
+    ways = {"names": clean_name, "sources": shown, "images": shown}
+    odd = [column for column, texts in lists.items() if not _plain("".join(texts))]
+    return lists | {column: [t if _plain(t) else ways[column](t) for t in lists[column]] for column in odd}
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _read_index(path: Path, manifest: dict, removed: list[int], verify: bool) -> ApproximateIndex:
@@ -184,7 +204,9 @@ def _read_index(path: Path, manifest: dict, removed: list[int], verify: bool) ->
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    # never through a link, which may lead to somebody's file, and at once if it is a pipe
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(folder / ".lock", flags, 0o666), "rb", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -206,12 +228,13 @@ def _write(path: Path, content: Callable[[Put], object]) -> dict:
 
 def _manifest_text(folder: Path) -> str:
     try:
-        return (folder / "manifest.json").read_text()
+        return read_regular(folder / "manifest.json", LARGEST_MANIFEST).decode()
     except FileNotFoundError:
         what = "is not a memory (no manifest.json)" if folder.is_dir() else "does not exist"
         raise MemoryFormatError(f"{folder} {what}; `evcap memory export FOLDER` makes a copy of the shipped one") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise MemoryFormatError(f"cannot read {folder}/manifest.json: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
+        raise MemoryFormatError(f"cannot read {folder}/manifest.json: {reason}") from None
 
 
 def _remedy(path: Path) -> str:
@@ -221,7 +244,10 @@ def _remedy(path: Path) -> str:
 
 def _check_file(path: Path, manifest: dict, hashed: bool) -> None:
     """Its size, and its SHA-256 if `hashed` or small."""
-    told, size = manifest["files"][path.name], path.stat().st_size
+    told, state = manifest["files"][path.name], path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise MemoryFormatError(f"cannot read {path}: not a regular file")
+    size = state.st_size
     if size != told["bytes"]:
         raise MemoryFormatError(f"{path} has {size} bytes, the manifest says {told['bytes']}; {_remedy(path)}")
     if hashed or size <= ALWAYS_HASHED:
@@ -236,11 +262,26 @@ def _map_keys(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            told = json.loads(file.read(min(length, 2**20)))["keys"]
+            header = json.loads(file.read(min(length, LARGEST_HEADER)))
+            size = os.fstat(file.fileno()).st_size
+        told = header.pop("keys")
         dtype = {"F16": np.float16, "F32": np.float32}[told["dtype"]]
         rows, width = told["shape"]
-        if rows == 0:
-            return np.zeros((0, width), dtype)
-        return np.memmap(path, dtype, "r", offset=8 + length + told["data_offsets"][0], shape=(rows, width))
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise MemoryFormatError(f"{path} is not a safetensors file with keys ({error}); restore the folder") from None
+        if not all(type(n) is int and 0 <= n < 2**40 for n in (rows, width)):
+            raise ValueError("no such shape")
+        count = rows * width * np.dtype(dtype).itemsize
+        if told["data_offsets"] != [0, count] or size != 8 + length + count or header.keys() - {"__metadata__"}:
+            raise ValueError("the tensor is not all that follows the header")
+        return np.memmap(path, dtype, "r", offset=8 + length, shape=(rows, width)) if rows else np.zeros((0, width), dtype)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        what = one_line(error)
+        raise MemoryFormatError(f"{path} is not a safetensors file with keys ({what}); restore the folder") from None
+
+
+def check_units(keys: np.ndarray, where: object, sample: int | None = None) -> None:
+    """Raises MemoryFormatError for keys (M,D) that are not finite or not of unit length; of a `sample` of rows, None = all."""
+    rows = keys if sample is None or len(keys) <= sample else keys[np.linspace(0, len(keys) - 1, sample).astype(np.int64)]
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK].astype(np.float32)
+        if not (np.abs(np.einsum("nd,nd->n", part, part) - 1) < LENGTH).all():  # also of NaN
+            raise MemoryFormatError(f"{where}: its keys are not of unit length; build the memory anew")

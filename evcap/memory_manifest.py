@@ -12,6 +12,7 @@ import numpy as np
 from evcap.errors import EvcapError
 from evcap.index import ApproximateIndex
 from evcap.index_kind import SETTINGS, IndexKind
+from evcap.text_files import brief
 
 FORMATS = (1, 2)  # 2 has an index file
 MARK = "-[0-9a-f]{8}"
@@ -55,24 +56,35 @@ def manifest_of(contents: Contents, files: dict[str, dict]) -> dict:
     return told | {"files": files}
 
 
+def _is_mark(encoder) -> bool:
+    """A short hash, which messages print."""
+    return isinstance(encoder, str) and len(encoder) < 100 and encoder.isprintable()
+
+
+def _is_sum(told) -> bool:
+    return type(told["bytes"]) is int and isinstance(told["sha256"], str)
+
+
 def parse_manifest(folder: Path, text: str) -> tuple[dict, dict[str, Path]]:
     """The checked manifest, and the paths of "keys", "names" and, where there is one, "index"."""
     try:
         manifest = json.loads(text)
         if manifest["format"] not in FORMATS:
             read = " and ".join(map(str, FORMATS))
-            raise MemoryFormatError(f"{folder} has format {manifest['format']}, this evcap reads {read}: update evcap")
+            raise MemoryFormatError(f"{folder} has format {brief(manifest['format'])}, this evcap reads {read}: update evcap")
         kind, indexed = IndexKind(manifest["index"]), manifest["format"] == FORMATS[1]
-        told = isinstance(manifest["encoder"], str) and isinstance(manifest.setdefault("chosen", False), bool)
+        told = _is_mark(manifest["encoder"]) and isinstance(manifest.setdefault("chosen", False), bool)
         if not told or (kind != IndexKind.flat) != indexed:
             raise ValueError
-        names = [n for n in manifest["files"] if OWN_FILE.fullmatch(n) and {"sha256", "bytes"} <= set(manifest["files"][n])]
+        names = [n for n, told in manifest["files"].items() if OWN_FILE.fullmatch(n) and _is_sum(told)]
         parts = ["keys", "names", *(["index"] if indexed else [])]
         files = {part: folder / next(n for n in names if n.startswith(f"{part}-")) for part in parts}
         numbers = [manifest["entries"], manifest["dim"], *([manifest["indexed"]] if indexed else [])]
         settings = manifest["search"] if indexed else {}
         known = settings.keys() == SETTINGS[kind].keys() and all(type(v) is int and 0 < v < 2**31 for v in settings.values())
-        if not (known and all(isinstance(n, int) for n in numbers) and manifest["dtype"] in ("float16", "float32")):
+        if not (
+            known and all(type(n) is int and 0 <= n < 2**53 for n in numbers) and manifest["dtype"] in ("float16", "float32")
+        ):
             raise ValueError
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
         raise MemoryFormatError(f"{folder}/manifest.json is damaged; restore the folder") from None

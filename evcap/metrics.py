@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,14 @@ from pathlib import Path
 from evcap.errors import EvcapError
 
 Tokenized = dict[int, list[str]]
+
+# The same scores wherever they are computed: Meteor prints 0,5 in German and cannot read it again, Turkish has no i in "I".
+# The last three name what JAVA_TOOL_OPTIONS may have set beside the language.
+LOCALE = [
+    *("-Duser.language=en", "-Duser.country=US", "-Duser.script=", "-Duser.variant="),
+    *("-Duser.language.format=en", "-Duser.country.format=US", "-Duser.script.format=", "-Duser.variant.format="),
+    *("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8"),
+]
 
 
 def score(
@@ -106,9 +115,22 @@ def tokenize(predictions: Mapping[int, str], references: Mapping[int, Sequence[s
     if missing:
         raise EvcapError(f"{len(missing)} predictions have no reference caption, the first is for picture {missing[0]}")
     rows = [[caption, *references[key]] for key, caption in predictions.items()]
-    lines = _tokenize_lines([caption for row in rows for caption in row])
+    lines = _tokenize_lines([_whole(caption) for row in rows for caption in row])
     tokenized = {key: [next(lines) for _ in row] for key, row in zip(predictions, rows, strict=True)}
     return {key: row[1:] for key, row in tokenized.items()}, {key: row[:1] for key, row in tokenized.items()}
+
+
+def _whole(caption: str) -> str:
+    """Without halves of characters, which other tools leave where they cut: a question mark, which counts as punctuation."""
+    return caption.encode(errors="replace").decode()
+
+
+def _java(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """A command that starts Java, and its environment; neither the locale nor other settings there reach the scores."""
+    environment = dict(os.environ)
+    if "_JAVA_OPTIONS" in environment:  # counts more than what the command says
+        environment["_JAVA_OPTIONS"] += " " + " ".join(LOCALE)
+    return ["java", *LOCALE, *arguments], environment
 
 
 def _tokenize_lines(captions: Sequence[str]) -> Iterator[str]:
@@ -119,10 +141,11 @@ def _tokenize_lines(captions: Sequence[str]) -> Iterator[str]:
     if shutil.which("java") is None:
         raise EvcapError("scoring needs Java (the PTB tokenizer and METEOR run in it): install a Java runtime")
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    tokenizer = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command, environment = _java(*tokenizer)
     # an empty line would shift the output by one: a caption without a word becomes a full stop, which is dropped below
     text = "\n".join(" ".join(caption.split()) or "." for caption in captions)
-    run = subprocess.run([*command, "-preserveLines", "-lowerCase"], input=text.encode(), capture_output=True)
+    run = subprocess.run(command, input=text.encode(), capture_output=True, env=environment)
     lines = run.stdout.decode().removesuffix("\n").split("\n")
     if run.returncode or len(lines) != len(captions):
         raise EvcapError(f"the PTB tokenizer failed in Java: {_last_line(run.stderr)}")
@@ -131,7 +154,16 @@ def _tokenize_lines(captions: Sequence[str]) -> Iterator[str]:
 
 
 def _meteor(truth: Tokenized, said: Tokenized) -> float:
-    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.meteor import meteor as package
+
+    class Meteor(package.Meteor):
+        """Its own start takes what the system says for the language."""
+
+        def __init__(self):
+            command, environment = _java("-Xmx2G", "-jar", package.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            self.meteor_p = subprocess.Popen(command, cwd=Path(package.__file__).parent, env=environment, **pipes)
+            self.lock = threading.Lock()
 
     meteor = Meteor()
     java = meteor.meteor_p
@@ -160,9 +192,18 @@ def _spice(truth: Tokenized, said: Tokenized, models: Path) -> float | None:
     with tempfile.TemporaryDirectory(prefix="evcap-spice-") as folder:
         asked, answer = Path(folder, "in.json"), Path(folder, "out.json")
         asked.write_text(json.dumps(rows))
-        command = ["java", "-Xmx8G", "-Duser.language=en", "-cp", os.pathsep.join(map(str, jars)), "edu.anu.spice.SpiceScorer"]
-        run = subprocess.run([*command, str(asked), "-out", str(answer)], capture_output=True)
-        written = answer.read_text() if answer.exists() else ""
+        scorer = [
+            "-Xmx8G",
+            "-cp",
+            os.pathsep.join(map(str, jars)),
+            "edu.anu.spice.SpiceScorer",
+            str(asked),
+            "-out",
+            str(answer),
+        ]
+        command, environment = _java(*scorer)
+        run = subprocess.run(command, capture_output=True, env=environment)
+        written = answer.read_text(encoding="utf-8") if answer.exists() else ""
     if written:
         scores = [row["scores"]["All"]["f"] for row in json.loads(written)]
         return sum(float("nan") if f is None else f for f in scores) / len(scores)
@@ -177,4 +218,4 @@ def _spice(truth: Tokenized, said: Tokenized, models: Path) -> float | None:
 def _last_line(output: bytes) -> str:
     """What Java says went wrong, without the places in its code, which are indented."""
     lines = output.decode(errors="replace").strip().splitlines()
-    return ([line for line in lines if not line.startswith("\t")] or ["it said nothing"])[-1]
+    return ([line for line in lines if not line.startswith(("\t", "Picked up "))] or ["it said nothing"])[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from evcap.console import complain
 from evcap.errors import EvcapError
 from evcap.images import ImageError, find_images, open_image
 from evcap.memory import checked_name
+from evcap.text_files import one_line, read_table
 
 Box = tuple[float, float, float, float]
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -90,19 +90,12 @@ def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
 def read_named_csv(path: str | Path, source: str) -> list[NamedImage]:
     """Pictures of a CSV file with the columns image and name, and x1, y1, x2, y2 for boxes, which may be empty.
 
-    Image paths are relative to the file. Raises EvcapError for missing columns or pictures and for rows that say nothing.
+    Columns are separated by commas, semicolons or tabs; image paths are relative to the file. Raises EvcapError for missing
+    columns or pictures and for rows that say nothing.
     """
     path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(stream)
-            if not {"image", "name"} <= set(reader.fieldnames or ()):
-                raise EvcapError(f"{path}: its first line must name the columns image,name and may add {','.join(CORNERS)}")
-            items = [_csv_item(path, reader.line_num, row, source) for row in reader]
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EvcapError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    expected = f"its first line must name the columns image,name and may add {','.join(CORNERS)}"
+    items = [_csv_item(path, line, row, source) for line, row in read_table(path, {"image", "name"}, expected)]
     missing = [item.path for item in items if not item.path.is_file()]
     if missing:
         raise EvcapError(f"{path}: {len(missing)} picture files are missing, the first is {missing[0]}")
@@ -116,7 +109,9 @@ def _csv_item(path: Path, line: int, row: dict[str, str | None], source: str) ->
         if box and not (box[0] < box[2] and box[1] < box[3]):  # also refuses nan
             raise ValueError
     except ValueError:
-        raise EvcapError(f"{path}, line {line}: {','.join(corners)} is no box; x1 < x2 and y1 < y2, in pixels") from None
+        raise EvcapError(
+            f"{path}, line {line}: {one_line(','.join(corners))} is no box; x1 < x2 and y1 < y2, in pixels"
+        ) from None
     if not row["image"] or not row["name"]:
         raise EvcapError(f"{path}, line {line}: the image or its name is missing")
     return NamedImage(checked_name(row["name"]), path.parent / row["image"], source, box, row["image"])

@@ -15,7 +15,7 @@ import torch
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import QueryEncoder
 from evcap.choice import BeamChoice
-from evcap.config import Preset, assets_folder, load_preset
+from evcap.config import Preset, assets_folder, fingerprinted, load_preset
 from evcap.errors import EvcapError
 from evcap.images import to_tensor
 from evcap.memory import VisualNameMemory
@@ -46,7 +46,7 @@ def encoder_fingerprint(model: QueryEncoder) -> str:
         last = tower.encoder.layers[-1].mlp.fc2.weight
         told = {"patches": tower.embeddings.patch_embedding.weight, "last": last, "norm": tower.post_layernorm.weight}
         tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in told.items()})
-    return fingerprint(tensors, dataclasses.asdict(model.preset.vision))
+    return fingerprint(tensors, fingerprinted(model.preset.vision))
 
 
 class Captioner:

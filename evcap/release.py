@@ -28,8 +28,12 @@ from evcap.blip2 import (
     reason_to_leave_out,
     renamed,
 )
-from evcap.checkpoints import load_plain
+from evcap.checkpoints import check_depth, load_plain
 from evcap.errors import EvcapError
+from evcap.files import read_regular
+from evcap.text_files import one_line
+
+LARGEST = 2**32  # bytes of a memory; the release's has 20 MB
 
 RELEASE: Layout = {
     **LAVIS,
@@ -74,7 +78,9 @@ def read_release_memory(path: str | Path) -> tuple[np.ndarray, list[str]]:
     """
     path = Path(path)
     try:
-        loaded = load_plain(path) if zipfile.is_zipfile(path) else _TensorUnpickler(path.read_bytes()).load()
+        content = read_regular(path, LARGEST)
+        check_depth(io.BytesIO(content))
+        loaded = load_plain(path) if zipfile.is_zipfile(path) else _TensorUnpickler(content).load()
     except OSError as error:
         raise EvcapError(f"cannot read {path}: {error.strerror}") from None
     except _RefusedError as error:
@@ -82,14 +88,16 @@ def read_release_memory(path: str | Path) -> tuple[np.ndarray, list[str]]:
     except EvcapError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = one_line(error)[:80] or type(error).__name__
         raise EvcapError(f"{path} is damaged or no pickle ({reason}); get a fresh copy") from None
     return _checked_memory(loaded, path)
 
 
 def _checked_memory(loaded, path: Path) -> tuple[np.ndarray, list[str]]:
     keys, names = loaded if isinstance(loaded, (tuple, list)) and len(loaded) == 2 else (None, None)
-    if isinstance(keys, torch.Tensor):
+    if isinstance(keys, (torch.Tensor, np.ndarray)) and keys.nbytes > path.stat().st_size:
+        raise EvcapError(f"{path}: its keys are larger than the file; get a fresh copy")
+    if isinstance(keys, torch.Tensor) and keys.layout == torch.strided:
         keys = keys.detach().float().numpy()
     fits = isinstance(keys, np.ndarray) and keys.ndim == 2 and np.issubdtype(keys.dtype, np.floating)
     if not fits or not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

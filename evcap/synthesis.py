@@ -23,6 +23,7 @@ from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.named import NamedImage
 from evcap.progress import tqdm
+from evcap.sources import local_or_hub
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -164,9 +165,11 @@ def model_mark(source: str) -> str:
 
     Other weights differ there; to hash all of them would take a minute at each start.
     """
-    folder = Path(source)
+    folder = local_or_hub(source)
+    if isinstance(folder, str):
+        return folder
     if not folder.is_dir():
-        return source
+        raise EvcapError(f"{folder} is no folder of a pipeline")
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         with path.open("rb") as file:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 _DROPPED = str.maketrans(dict.fromkeys("_!,'\"()*#:;~", " "))
+# Characters that nobody sees. Joiners stay inside the scripts that spell with them (Persian, Hindi, Sinhala, emoji): between
+# characters beyond those of Europe.
+_JOINERS = "\u200c\u200d"
+_BEYOND = rf"[^\x00-\u02ff\s{_JOINERS}]"
+_STRAY_JOINER = re.compile(rf"(?<!{_BEYOND})[{_JOINERS}]|[{_JOINERS}](?!{_BEYOND})")
+_SIGNS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")  # of format, and yet seen
+
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
 
 IRREGULAR = {
     **{"man": "men", "child": "children", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice", "ox": "oxen"},
@@ -22,8 +31,33 @@ IRREGULAR = {
 
 
 def clean_name(name: str) -> str:
-    """Lower case, each of _!,'"()*#:;~ a space, spaces squeezed (the EVCap release's rule)."""
-    return " ".join(name.lower().translate(_DROPPED).split())
+    """Lower case, each of _!,'"()*#:;~ a space, spaces squeezed (the EVCap release's rule).
+
+    Of names in other than plain letters one spelling: composed (Unicode's NFC), without control characters, of which an
+    escape sequence is made, without marks that turn the direction of reading and others that are not seen, and without
+    halves of characters.
+    """
+    name = name.lower().translate(_DROPPED)
+    return " ".join((name if name.isascii() and name.isprintable() else _visible(name)).split())
+
+
+def _visible(name: str) -> str:
+    kept = "".join(_shown(c) for c in unicodedata.normalize("NFC", name).translate(_DROPPED))
+    kept = " ".join(_STRAY_JOINER.sub("", unicodedata.normalize("NFC", kept)).split())
+    kept = unicodedata.normalize("NFC", kept)
+    return kept if kept == name else _visible(kept)  # what is left may have become neighbours
+
+
+def _shown(letter: str) -> str:
+    kind = unicodedata.category(letter)
+    if kind in ("Cc", "Cs"):
+        return " "
+    return "" if kind == "Cf" and letter not in _SIGNS and letter not in _JOINERS else letter
+
+
+def shown(text: str) -> str:
+    """A text as a terminal may show it: a question mark for each control character or mark of direction."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def spoken_name(name: str) -> str:
@@ -65,7 +99,10 @@ class Match:
 
 
 class NameFinder:
-    """Finds whole-word mentions of names, the longest first, in any case, singular or plural, not overlapping."""
+    """Finds whole-word mentions of names, the longest first, in any case, singular or plural, not overlapping.
+
+    Texts are taken to be composed (NFC), as names are.
+    """
 
     def __init__(self, names: Iterable[str]):
         self._meaning: dict[str, tuple[str, bool]] = {}
@@ -153,7 +190,7 @@ def naming_statistics(
 
 
 def _said(finder: NameFinder, texts: Iterable[str]) -> list[set[str]]:
-    return [{match.name for match in finder.find(text)} for text in texts]
+    return [{match.name for match in finder.find(unicodedata.normalize("NFC", text))} for text in texts]
 
 
 def _mean_f1(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:

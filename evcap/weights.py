@@ -7,10 +7,14 @@ kept as safetensors in the user's cache folder, so that the second start is quic
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +112,8 @@ def open_safetensors(path: str | Path):
     """safetensors' own handle on a file; it reads nothing but the header. Raises EvcapError as `read_safetensors`."""
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise EvcapError(f"cannot read {path}: not a regular file")
     try:
         with safe_open(str(path), "pt") as file:
             yield file
@@ -136,8 +142,34 @@ def smollm2_folder() -> Path:
     """A transformers folder (config, tokenizer, bfloat16 safetensors) of SmolLM2-135M-Instruct, made once from its GGUF."""
     folder = _smollm2_cache()
     if not _converted(folder):
-        _convert_gguf(SMOLLM2_GGUF.locate(), folder)
+        gguf = SMOLLM2_GGUF.locate()
+        make_folder(folder, _converted, lambda temporary: _convert_gguf(gguf, temporary))
     return folder
+
+
+def make_folder(folder: Path, whole: Callable[[Path], bool], fill: Callable[[Path], object]) -> None:
+    """Make a folder that appears with all its files at once, in place of one that is not `whole`. May raise OSError.
+
+    fill: writes the files into a folder that is there. Of several processes that ask at a time one does, the others wait and
+    find its folder. What a process leaves that is killed is never taken for the folder, and removed by the next.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.{end}") for end in ("tmp", "old"))
+    with (folder.parent / f".{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if whole(folder):
+            return
+        for left in folder.parent.glob(f".{folder.name}.*.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            fill(temporary)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(temporary, folder)
+        finally:
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def check_smollm2() -> None:
@@ -156,7 +188,7 @@ def _converted(folder: Path) -> bool:
 
     try:
         with safe_open(folder / "model.safetensors", "pt"):
-            return all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
+            return all((folder / name).stat().st_size for name in ("config.json", "tokenizer.json"))
     except (SafetensorError, OSError):
         return False
 
@@ -169,11 +201,10 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**where)
     settings = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "dtype")}
-    folder.mkdir(parents=True, exist_ok=True)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     LlamaConfig(**settings).save_pretrained(folder)
     tensors = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-    write_safetensors(tensors, folder / "model.safetensors", {"format": "pt"})  # last: its presence means complete
+    write_safetensors(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def fingerprint(tensors: dict[str, torch.Tensor], settings: dict) -> str:

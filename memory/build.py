@@ -9,6 +9,7 @@ together. A run that was killed goes on where it was; pictures that do not open 
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,8 @@ def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator
     finder = NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
-            said = Counter(n for caption in record.captions for n in {m.name for m in finder.find(caption)})
+            captions = [unicodedata.normalize("NFC", caption) for caption in record.captions]
+            said = Counter(n for caption in captions for n in {m.name for m in finder.find(caption)})
             for noun, count in sorted(said.items()):
                 if count >= config.agree:
                     yield NamedImage(noun, record.path, f"{name} captions")

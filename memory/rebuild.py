@@ -123,9 +123,8 @@ def main(
     dim = encoder.captioner.preset.image_qformer.width
     memory = VisualNameMemory.open(folder, encoder.fingerprint) if extend else VisualNameMemory.empty(dim, encoder.fingerprint)
     before = len(memory)
-    for part in reused:
-        memory.merge(part)
-    memory.add(encoded.keys, *columns(encoded.items))
+    added = sum(memory.merge(part) for part in reused) + memory.add(encoded.keys, *columns(encoded.items))
+    passed = sum(map(len, reused)) + len(encoded.items) - added
     if len(memory) == before and lacking:
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvcapError(f"there is nothing for {some}: give pictures (--images) or let them be drawn (--diffusion)")
@@ -141,7 +140,8 @@ def main(
         "images": [item.name for item in encoded.items if item.path not in drawings],
         "drawn": [item.name for item in encoded.items if item.path in drawings],
     }
-    print(f"{folder}: {len(memory):,} entries of {len(memory.counts()):,} names")
+    twice = f", passed by {passed:,} that were there already" if passed else ""
+    print(f"{folder}: {len(memory):,} entries of {len(memory.counts()):,} names{twice}")
     print(coverage(list(vocabulary), parts))
     report(encoded.failures, len(pictures) + len(drawn))
     if encoded.failures:

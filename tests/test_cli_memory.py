@@ -1,5 +1,6 @@
 """`evcap memory` on memories of three entries, and on the shipped one with the shipped model."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_tools import ENCODER, FakeCaptioner, jsonl, run
+from memory_tools import make, replaced
 
 import evcap
 
@@ -112,6 +114,39 @@ def test_memory_add_leaves_out_folders_without_pictures(memory, loads_memory, ph
     assert "things: folders without pictures are left out: bare" in result.stderr
     os.remove("things/crab/x.png")
     assert "none of its 2 folders" in run("memory", "add", "--from-folder", "things", "--memory", memory, code=1).stderr
+
+
+def test_what_is_there_already_is_passed_by(memory, loads_memory, photos):
+    result = run("memory", "add", "--name", "bird", *photos[:2], "--memory", memory)
+    assert "added 2 entries of 1 name; " in result.stdout
+    result = run("memory", "add", "--name", "Bird", *photos[:3], "--memory", memory)
+    assert "added 1 entry of 1 name, passed by 2 that were there already; " in result.stdout and listed(memory)["bird"] == 3
+    result = run("memory", "merge", memory, "--memory", memory)
+    assert result.stdout.startswith("merged 0 entries, passed by 6 that were there already; ")
+    assert listed(memory) == {"bird": 3, "cat": 1, "dog": 2}
+
+
+HARMFUL = "red\x1b[31m \u202epanda\x07\u200b"
+
+
+def test_no_name_takes_control_of_the_terminal(memory, loads_memory, photos):
+    """Whatever way a name takes, also that of a memory whose file holds it."""
+    Path("things", HARMFUL).mkdir(parents=True)
+    os.rename("p3.png", Path("things", HARMFUL, "x.png"))
+    told = [
+        run("memory", "rename", "dog", HARMFUL, "--memory", memory),
+        run("memory", "add", "--name", HARMFUL, photos[0], "--memory", memory),
+        run("memory", "add", "--from-folder", "things", "--memory", memory),
+        run("memory", "remove", f"no {HARMFUL}", "--memory", memory, code=1),
+    ]
+    assert listed(memory) == {"cat": 1, "red [31m panda": 4}
+    columns = {"names": [HARMFUL, "cafe\u0301", "cat"], "sources": ["s"] * 3, "images": ["a.jpg"] * 3}
+    make().save("handed")
+    replaced(Path("handed"), "names", json.dumps(columns).encode())
+    told += [run("memory", "list", "--memory", "handed"), run("memory", "remove", "caf\u00e9", "--memory", "handed")]
+    told += [run("memory", "rename", HARMFUL, "wolf", "--memory", "handed")]
+    assert listed(Path("handed")) == {"cat": 1, "wolf": 1}
+    assert not {letter for result in told for letter in result.output} & set("\x1b\x07\u202e\u200b")
 
 
 def test_memory_search_puts_the_nearest_first(memory, loads_memory, photos):

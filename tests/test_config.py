@@ -139,7 +139,7 @@ def test_missing_file_and_folder(tmp_path):
     with pytest.raises(EvcapError, match=r"cannot read .*none.yaml: No such file"):
         load_preset(tmp_path / "none.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(EvcapError, match="cannot read .*folder.yaml: Is a directory"):
+    with pytest.raises(EvcapError, match="cannot read .*folder.yaml: not a regular file"):
         load_preset(tmp_path / "folder.yaml")
 
 

@@ -160,10 +160,60 @@ def test_what_cannot_be_added_changes_nothing(keys, names, message):
     assert memory.names == list("abcd") and len(memory.keys) == len(memory.images) == memory.index.ntotal == 4
 
 
-def test_a_memory_merged_with_itself_is_doubled():
+def test_a_memory_merged_with_itself_stays():
     memory = VisualNameMemory.build(np.eye(2, dtype=np.float32), ["a", "b"], ["s", "t"], ["x.jpg", "y.jpg"], "e")
-    assert memory.merge(memory) == 2
-    assert memory.names == list("abab") and memory.sources == list("stst") and memory.keys.shape == (4, 2)
+    assert memory.merge(memory) == 0
+    assert memory.names == list("ab") and memory.sources == list("st") and memory.keys.shape == (2, 2)
+    memory.rename("b", "c")
+    assert memory.add(np.eye(2), ["a", "b"], ["u"] * 2, ["z.jpg"] * 2) == 1  # the same key under another name is new
+    assert memory.names == list("acb") and memory.images == ["x.jpg", "y.jpg", "z.jpg"]
+    memory.remove("a")
+    assert memory.add(np.eye(2), ["a", "b"], ["u"] * 2, ["z.jpg"] * 2) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_entries_are_passed_by_as_a_naive_loop_finds_them(dtype):
+    """Keys near each other and the same ones, rounded and in another length, of few names; in the memory and in one call."""
+    draw = np.random.default_rng(0)
+    near = draw.normal(size=384) + 0.02 * draw.normal(size=(8, 384))  # cosines above 0.999: of different pictures still
+    rows = (near / np.linalg.norm(near, axis=1, keepdims=True))[draw.integers(0, 8, 300)]
+    names = [f"name {n}" for n in draw.integers(0, 3, 300)]
+    given = [rows[:100] * 7, rows[100:200].astype(np.float16), (rows * (1 + 1e-7 * draw.normal(size=rows.shape)))[200:]]
+    memory = VisualNameMemory.empty(384, "e", dtype)
+    seen, expected = [], []
+    for part, start in zip(given, (0, 100, 200), strict=True):
+        for row, name in zip(rows[start : start + 100], names[start : start + 100], strict=True):
+            if not any(name == other and np.abs(row - known).max() < 1e-5 for known, other in seen):
+                seen.append((row, name))
+        memory.add(part, names[start : start + 100], ["s"] * 100, ["i"] * 100)
+        expected.append(len(seen))
+        assert len(memory) == len(seen)
+    assert len(set(expected)) < 3 and expected[-1] == len(set(zip(map(bytes, rows), names, strict=True)))
+    assert [name for _, name in seen] == memory.names
+    np.testing.assert_allclose(memory.keys, [row for row, _ in seen], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtypes", [(np.float16, np.float32), (np.float32, np.float16), (np.float16, np.float16)])
+def test_what_was_merged_once_is_known_after_a_save(tmp_path, dtypes):
+    keys = np.random.default_rng(1).normal(size=(500, 384)).astype(np.float32)
+    columns = [f"name {i % 7}" for i in range(500)], ["s"] * 500, [f"{i}.jpg" for i in range(500)]
+    one, two = (VisualNameMemory.empty(384, "e", dtype) for dtype in dtypes)
+    assert one.add(keys[:300], *(column[:300] for column in columns)) == 300
+    assert two.add(keys, *columns) == 500
+    for memory, folder in ((one, "one"), (two, "two")):
+        memory.save(tmp_path / folder)
+    merged = VisualNameMemory.open(tmp_path / "one")
+    assert merged.merge(VisualNameMemory.open(tmp_path / "two")) == 200
+    merged.save(tmp_path / "one")
+    before = VisualNameMemory.open(tmp_path / "one")
+    assert before.merge(VisualNameMemory.open(tmp_path / "two")) == 0
+    assert before.merge(VisualNameMemory.open(tmp_path / "one")) == 0 and before.names == merged.names
+
+
+def test_an_imported_memory_keeps_what_it_holds():
+    """A memory of others may have keys twice, and is to answer as theirs does."""
+    memory = VisualNameMemory.build(np.ones((3, 4), np.float32), ["a"] * 3, ["s"] * 3, ["x"] * 3, "e")
+    assert len(memory) == 3
 
 
 def test_merge_refuses_another_encoder():
@@ -233,8 +283,14 @@ class Edits(RuleBasedStateMachine):
     def add(self, entries):
         keys = 2 * DIRECTIONS[np.float32][[place for place, _ in entries]].reshape(-1, 8)
         images = [f"{place}.jpg" for place, _ in entries]
-        self.memory.add(keys, [name for _, name in entries], ["added"] * len(entries), images)
-        self.model += self.rows(entries, "added")
+        new = self.new(self.rows(entries, "added"))
+        assert self.memory.add(keys, [name for _, name in entries], ["added"] * len(entries), images) == len(new)
+        self.model += new
+
+    def new(self, rows):
+        """Those of the rows whose direction and name are not in the model, nor before them."""
+        known = {row[:2] for row in self.model}
+        return [row for row in rows if row[:2] not in known and not known.add(row[:2])]
 
     @rule(name=SAID)
     def remove(self, name):
@@ -263,8 +319,9 @@ class Edits(RuleBasedStateMachine):
         if rows:
             keys = DIRECTIONS[np.float32][[row[0] for row in rows]]
             other.add(keys, [row[1] for row in rows], ["merged"] * len(rows), [row[3] for row in rows])
-        assert self.memory.merge(other) == len(rows)
-        self.model += rows
+        new = self.new(rows)
+        assert self.memory.merge(other) == len(new)
+        self.model += new
 
     @rule()
     def save(self):

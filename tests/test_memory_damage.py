@@ -4,10 +4,13 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
-from memory_tools import flip, make, part, refusal, replaced, with_manifest
+from memory_tools import flip, make, part, refusal, replaced, saved, with_manifest
 
 from evcap import memory_files
+from evcap.errors import EvcapError
+from evcap.index_kind import IndexKind
 from evcap.memory import VisualNameMemory
 from evcap.memory_files import MemoryFormatError
 
@@ -40,6 +43,23 @@ def outside(folder, prefix: str, name: str) -> None:
 
 def columns(**changes) -> bytes:
     return json.dumps({c: ["x"] * 3 for c in ("names", "sources", "images")} | changes).encode()
+
+
+def overlapping() -> bytes:
+    told = {"dtype": "F16", "shape": [3, 4], "data_offsets": [0, 24]}
+    return safetensors({"keys": told, "more": told})
+
+
+def rows(value: float) -> bytes:
+    keys = np.eye(3, 4, dtype=np.float16)
+    keys[1, 1] = value
+    return tensor()[:-24] + keys.tobytes()
+
+
+def manifest_with(folder, old: str, new: str) -> None:
+    text = (folder / "manifest.json").read_text()
+    assert old in text
+    (folder / "manifest.json").write_text(text.replace(old, new))
 
 
 DAMAGES = {
@@ -76,6 +96,40 @@ DAMAGES = {
     "keys are empty": (lambda f: replaced(f, "keys", b""), "not a safetensors file"),
     "keys of another type": (lambda f: replaced(f, "keys", tensor(dtype="I64")), "not a safetensors file"),
     "keys beyond the end": (lambda f: replaced(f, "keys", tensor(shape=[3000, 4])), "not a safetensors file"),
+    "keys are short of the end": (
+        lambda f: replaced(f, "keys", tensor(shape=[2, 4], data_offsets=[0, 16])),
+        "not a safetensors",
+    ),
+    "keys in the header": (lambda f: replaced(f, "keys", tensor(data_offsets=[-8, 16])), "not a safetensors file"),
+    "keys shifted": (lambda f: replaced(f, "keys", tensor(data_offsets=[4, 28])), "not a safetensors file"),
+    "keys over others": (lambda f: replaced(f, "keys", overlapping()), "not a safetensors file"),
+    "keys of negative shape": (lambda f: replaced(f, "keys", tensor(shape=[-3, -4])), "not a safetensors file"),
+    "keys of a huge shape": (lambda f: replaced(f, "keys", tensor(shape=[2**62, 4])), "not a safetensors file"),
+    "keys of a shape that wraps around": (
+        lambda f: replaced(f, "keys", tensor(shape=[2**32, 2**32])),
+        "not a safetensors file",
+    ),
+    "keys of no columns": (lambda f: replaced(f, "keys", tensor(shape=[3, True])), "not a safetensors file"),
+    "keys of a huge width": (lambda f: replaced(f, "keys", tensor(shape=[0, 2**62], data_offsets=[0, 0])), "not a safetensors"),
+    "header of a huge length": (lambda f: replaced(f, "keys", b"\xff" * 8 + tensor()[8:]), "not a safetensors file"),
+    "header beyond the end": (lambda f: replaced(f, "keys", (2**20).to_bytes(8, "little") + tensor()[8:]), "not a safetensors"),
+    "header is a list": (lambda f: replaced(f, "keys", safetensors([1])), "not a safetensors file"),
+    "header is deep": (lambda f: replaced(f, "keys", (10**5).to_bytes(8, "little") + b"[" * 10**5), "not a safetensors file"),
+    "keys are not finite": (lambda f: replaced(f, "keys", rows(np.nan)), "keys-.*: its keys are not of unit length"),
+    "keys are endless": (lambda f: replaced(f, "keys", rows(np.inf)), "keys-.*: its keys are not of unit length"),
+    "keys are zero": (lambda f: replaced(f, "keys", rows(0)), "keys-.*: its keys are not of unit length"),
+    "keys are long": (lambda f: replaced(f, "keys", rows(1.1)), "keys-.*: its keys are not of unit length"),
+    "names are huge": (lambda f: replaced(f, "names", columns() + b" " * 2**18), "bytes are more than the"),
+    "names are deep": (lambda f: replaced(f, "names", b"[" * 10**5), "does not hold a name"),
+    "manifest is huge": (lambda f: os.truncate(f / "manifest.json", 2**21), "cannot read .*bytes are more than the"),
+    "entries are endless": (lambda f: manifest_with(f, '"entries": 3', f'"entries": {"9" * 5000}'), "manifest.json is damaged"),
+    "entries are a truth": (lambda f: with_manifest(f, lambda m: m.update(entries=True)), "manifest.json is damaged"),
+    "encoder is a page": (lambda f: with_manifest(f, lambda m: m.update(encoder="e" * 10**5)), "manifest.json is damaged"),
+    "encoder colours": (lambda f: with_manifest(f, lambda m: m.update(encoder="\x1b[31m")), "manifest.json is damaged"),
+    "format is a page": (
+        lambda f: with_manifest(f, lambda m: m.update(format="f" * 10**5)),
+        "has format 'fff.{10,90}, this evcap",
+    ),
     "keys before the start": (lambda f: replaced(f, "keys", tensor(data_offsets=[-(10**6), 24])), "not a safetensors file"),
     "keys without offsets": (lambda f: replaced(f, "keys", tensor(data_offsets=[])), "not a safetensors file"),
     "keys of three axes": (lambda f: replaced(f, "keys", tensor(shape=[3, 2, 2])), "not a safetensors file"),
@@ -132,3 +186,55 @@ def test_opening_runs_no_code(folder, monkeypatch, prefix):
     with pytest.raises(MemoryFormatError):
         VisualNameMemory.open(folder)
     assert not (folder / "exploded").exists()
+
+
+@pytest.mark.parametrize("prefix", ["manifest.json", "keys", "names", "index"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_told_at_once(tmp_path, prefix, kind):
+    saved(tmp_path, IndexKind.ivf)
+    path = next(tmp_path.glob(f"{prefix}*"))
+    if prefix != "manifest.json":  # it agrees to that length
+        with_manifest(tmp_path, lambda manifest: manifest["files"][path.name].update(bytes=0))
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    refusal(tmp_path, "not a regular file")
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_harms_nobody(folder):
+    (folder / ".lock").unlink()
+    precious = folder.parent / "precious"
+    precious.write_text("mine")
+    (folder / ".lock").symlink_to(precious)
+    memory = VisualNameMemory.open(folder)
+    with pytest.raises(EvcapError, match="cannot save the memory"):
+        memory.save(folder)
+    (folder / ".lock").unlink()
+    os.mkfifo(folder / ".lock")
+    memory.save(folder)
+    assert precious.read_text() == "mine" and len(VisualNameMemory.open(folder)) == 3
+
+
+def test_many_keys_are_looked_at_when_they_are_searched(folder, monkeypatch):
+    """A few of many when they are opened; all of them on request and before the first search."""
+    keys = np.tile(np.eye(4, dtype=np.float16), (5000, 1))
+    keys[10] = np.nan
+    columns = ["x"] * len(keys), ["s"] * len(keys), ["i"] * len(keys)
+    VisualNameMemory(keys, *columns, "e").save(folder.parent / "many")
+    refusal(folder.parent / "many", "not of unit length")
+    monkeypatch.setattr(memory_files, "ALWAYS_HASHED", 10)
+    memory = VisualNameMemory.open(folder.parent / "many")
+    with pytest.raises(MemoryFormatError, match="not of unit length"):
+        VisualNameMemory.open(folder.parent / "many", verify=True)
+    with pytest.raises(MemoryFormatError, match="not of unit length"):
+        memory.search(np.ones((1, 1, 4)))
+    keys[:] = 7
+    VisualNameMemory(keys, *columns, "e").save(folder.parent / "all")
+    refusal(folder.parent / "all", "not of unit length")
+
+
+def test_a_file_behind_a_link_is_read(folder):
+    """As the hub's cache keeps files."""
+    path = part(folder, "keys")
+    path.rename(folder.parent / "blob")
+    path.symlink_to(folder.parent / "blob")
+    assert len(VisualNameMemory.open(folder)) == 3

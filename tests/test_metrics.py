@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,12 +41,17 @@ def directly(predictions: dict[int, str], with_meteor: bool = True) -> tuple[dic
 
 
 def test_scores_are_those_of_pycocoevalcap(capfd, monkeypatch):
-    from pycocoevalcap.meteor import meteor
-
     started = []
-    original = meteor.Meteor.__init__
-    monkeypatch.setattr(meteor.Meteor, "__init__", lambda self: (original(self), started.append(self.meteor_p))[0])
-    scores = score(PREDICTIONS, REFERENCES)
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            started.extend([self] if "-stdio" in arguments[0] else [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Popen)
+        scores = score(PREDICTIONS, REFERENCES)
+    assert len(started) == 1
     assert started[0].returncode is not None and started[0].stdin.closed and started[0].stdout.closed
     assert capfd.readouterr() == ("", "")  # neither the scorers nor Java say anything
 
@@ -54,6 +60,31 @@ def test_scores_are_those_of_pycocoevalcap(capfd, monkeypatch):
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
     assert per_image_cider(PREDICTIONS, REFERENCES) == pytest.approx(each, abs=1e-9)
     assert cider(PREDICTIONS, REFERENCES) == pytest.approx(expected["CIDEr"], abs=1e-9)
+
+
+@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "LC_ALL"])
+def test_scores_do_not_depend_on_the_locale(monkeypatch, variable):
+    """German writes 0,5; in Turkish "I" becomes a dotless i in small letters; in the C locale there are no accents."""
+    predictions = {1: "SKIING IN A CITY", 2: "na\u00efve \u00c9l\u00e9phants sit"}
+    references = {1: ["Skiing in a big city"], 2: ["naive \u00e9l\u00e9phants SIT"]}
+    plain, words = score(predictions, references), tokenize(predictions, references)
+    assert words[1] == {1: ["skiing in a city"], 2: ["na\u00efve \u00e9l\u00e9phants sit"]}
+    if variable == "LC_ALL":
+        monkeypatch.setenv("LC_ALL", "C")
+    else:
+        german = "-Duser.language.format=de -Duser.country.format=DE -Dfile.encoding=ISO-8859-9"
+        monkeypatch.setenv(variable, f"-Duser.language=tr -Duser.country=TR {german}")
+    assert tokenize(predictions, references) == words
+    assert score(predictions, references) == plain
+
+
+def test_halves_of_characters_are_scored_as_punctuation():
+    """By all scores; whole ones, and bytes of file names (PEP 383), too."""
+    cut = {1: "a dog \ud83d runs\ude00", 2: "two \udcff cats", 3: "a \U0001f600 cat"}
+    references = {1: ["a dog\udc00 runs fast", "\ud83d"], 2: ["two cats"], 3: ["a cat"]}
+    clean = {1: "a dog ? runs ?", 2: "two ? cats", 3: "a \U0001f600 cat"}
+    assert score(cut, references) == score(clean, {1: ["a dog runs fast", "?"], 2: ["two cats"], 3: ["a cat"]})
+    assert per_image_cider(cut, references)[2] > 0
 
 
 @pytest.fixture

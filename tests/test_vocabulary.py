@@ -1,11 +1,14 @@
 """Cleaning of names, plurals, and names found in captions."""
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evcap.config import shipped_memory
+from evcap.memory import VisualNameMemory
 from evcap.vocabulary import NameFinder, clean_name, f1_scores, naming_statistics, pluralize, spoken_name
 
 WORDS = ["dog", "hot dog", "dog house", "glass", "glasses", "bus", "fire hydrant", "wolf", "wolves", "man", "baby", "c++"]
@@ -169,3 +172,52 @@ def test_naming_by_hand():
     nothing = naming_statistics([], ["a dog"], [[]], [["a cat"]], [])
     assert nothing["object_f1"] == {"f1": None, "names": 0} == {k: nothing["held_out"][k] for k in ("f1", "names")}
     assert nothing["captions_naming_a_retrieved_object"] == nothing["retrieved_names_said"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("Cafe\u0301 \u212bngstro\u0308m", "caf\u00e9 \u00e5ngstr\u00f6m"),  # as macOS spells the names of folders
+        ("red\x1b[31m panda\x07", "red [31m panda"),
+        ("\x9b31mred\x00panda\x7f", "31mred panda"),
+        ("\u202edog\u202c \u2066cat\u2069", "dog cat"),  # would be read from the right
+        ("d\u200bo\u00adg\ufeff", "dog"),
+        ("d\u200dog \u200c", "dog"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),  # Persian
+        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3", "\u0dc1\u0dca\u200d\u0dbb\u0dd3"),  # Sinhala: Sri
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f468\u200d\U0001f469\u200d\U0001f467"),  # a family
+        ("caf\udce9 \ud83d", "caf"),
+        ("a\u037eb", "a b"),  # composed, it is a semicolon
+        ("\x1b\u202e", ""),
+    ],
+)
+def test_names_hold_only_what_is_seen(name, clean):
+    assert clean_name(name) == clean
+
+
+@given(st.text("e\u0308\u200d\u200c\u200b\u0928n\u0301_\ud800\x1b\u2003\u00f1\u0130\u03a3 ", max_size=12))
+def test_cleaned_names_are_composed_and_stay(name):
+    cleaned = clean_name(name)
+    assert clean_name(cleaned) == cleaned == unicodedata.normalize("NFC", cleaned)
+    assert not {unicodedata.category(letter) for letter in cleaned} & {"Cc", "Cs"}
+    assert clean_name(unicodedata.normalize("NFD", cleaned)) == cleaned
+
+
+def test_every_character_is_cleaned_for_good():
+    letters = [chr(code) for code in range(0x30000)]  # behind these are the supplementary special-purpose and private planes
+    cleaned = [clean_name(f"x{letter}y") for letter in letters]
+    assert list(map(clean_name, cleaned)) == cleaned
+    plain = [letter for letter in letters if 32 <= ord(letter) < 127]
+    rule = str.maketrans(dict.fromkeys("_!,'\"()*#:;~", " "))
+    assert [clean_name(f"x{c}y") for c in plain] == [" ".join(f"x{c}y".lower().translate(rule).split()) for c in plain]
+
+
+def test_the_shipped_names_are_clean():
+    names = VisualNameMemory.open(shipped_memory()).names
+    assert len(names) > 5000 and list(map(clean_name, names)) == names
+
+
+def test_captions_are_found_in_either_spelling():
+    captions = ["a cafe\u0301 in Paris", "a caf\u00e9 in Paris"]
+    row = f1_scores(NameFinder(["cafe\u0301"]), ["caf\u00e9"], captions, [[captions[1]], [captions[0]]])["caf\u00e9"]
+    assert (row["hits"], row["f1"]) == (2, 100)

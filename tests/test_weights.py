@@ -1,6 +1,12 @@
 """Files the package trusts: checked wheels, safetensors whole or refused, trained tensors that fit the model."""
 
 import importlib.metadata
+import json
+import subprocess
+import sys
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,9 +14,12 @@ import torch
 from tiny import tiny_evcap
 
 from evcap import weights
+from evcap.build import build_model
 from evcap.captioner import load_parts, trained_parts
+from evcap.config import PRESET_FOLDER, VisionConfig, assets_folder, fingerprinted, load_preset, shipped_memory
 from evcap.errors import EvcapError
-from evcap.weights import WheelFile, fingerprint, read_safetensors, smollm2_folder, write_safetensors
+from evcap.predictor import encoder_fingerprint
+from evcap.weights import WheelFile, fingerprint, make_folder, read_safetensors, smollm2_folder, write_safetensors
 
 TEXT_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of b"hello"
 
@@ -124,7 +133,6 @@ def conversions(tmp_path, monkeypatch):
 
     def convert(gguf, folder):
         made.append(folder)
-        folder.mkdir(exist_ok=True)
         for name in ("config.json", "tokenizer.json"):
             (folder / name).write_text("{}")
         write_safetensors({"a": torch.ones(50)}, folder / "model.safetensors")
@@ -135,7 +143,9 @@ def conversions(tmp_path, monkeypatch):
 
 def test_the_converted_language_model_is_made_once(conversions):
     folders = [smollm2_folder() for _ in range(3)]
-    assert len(conversions) == 1 and folders == conversions * 3
+    assert len(conversions) == 1 and len(set(folders)) == 1 and conversions[0] not in folders
+    left = {path.name for path in folders[0].parent.iterdir()} - {f".{folders[0].name}.lock"}
+    assert left == {folders[0].name}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -153,6 +163,99 @@ def test_a_damaged_converted_language_model_is_made_again(conversions, damage):
     assert torch.equal(read_safetensors(smollm2_folder() / "model.safetensors")["a"], torch.ones(50))
     smollm2_folder()
     assert len(conversions) == 2
+
+
+SEVERAL = """
+import sys, time
+from pathlib import Path
+from evcap.weights import make_folder
+
+def whole(folder):
+    return (folder / "b").exists()
+
+def fill(folder):
+    print("fills", flush=True)
+    (folder / "a").write_text("half")
+    time.sleep(float(sys.argv[2]))
+    (folder / "a").write_text("whole")
+    (folder / "b").write_text("whole")
+
+print("asks", flush=True)
+make_folder(Path(sys.argv[1]), whole, fill)
+print(*(Path(sys.argv[1], name).read_text() for name in "ab"))
+"""
+
+
+def asking(folder, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", SEVERAL, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def test_of_several_processes_one_makes_the_folder(tmp_path):
+    processes = [asking(tmp_path / "made", 0.5) for _ in range(3)]
+    told = [process.communicate()[0].split("\n") for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert sum("fills" in lines for lines in told) == 1 and all("whole whole" in lines for lines in told)
+    assert {path.name for path in tmp_path.iterdir()} == {"made", ".made.lock"}
+
+
+def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
+    killed = asking(tmp_path / "made", 100)
+    assert killed.stdout.readline() == "asks\n" and killed.stdout.readline() == "fills\n"
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "made").exists() and len(list(tmp_path.glob(".made.*.tmp"))) == 1
+    assert "whole whole" in asking(tmp_path / "made", 0).communicate()[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"made", ".made.lock"}
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "a").touch()
+
+    def fail(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(tmp_path / "made", lambda folder: (folder / "b").exists(), fail)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["a"]
+    assert {path.name for path in tmp_path.iterdir()} == {"made", ".made.lock"}
+    make_folder(tmp_path / "made", lambda folder: (folder / "b").exists(), lambda folder: (folder / "b").touch())
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["b"]
+
+
+@cache
+def shipped_model():
+    preset = load_preset("embedded")
+    return build_model(preset, assets_folder("embedded", preset) / "trained.safetensors", speaks=False)
+
+
+def told(vision) -> str:
+    """The fingerprint of the shipped encoder with other settings of its tower."""
+    model = copy(shipped_model())
+    model.preset = replace(model.preset, vision=vision)
+    return encoder_fingerprint(model)
+
+
+def test_the_shipped_memory_has_the_fingerprint_of_the_shipped_encoder():
+    made_by = json.loads((shipped_memory() / "manifest.json").read_text())["encoder"]
+    assert encoder_fingerprint(shipped_model()) == made_by == "fbf28aa61d41f22e"
+
+
+def test_a_new_setting_of_the_tower_leaves_memories_as_they_are():
+    @dataclass(frozen=True)
+    class Later(VisionConfig):
+        pyramid: bool = False
+        levels: list[int] = field(default_factory=list)
+
+    vision = load_preset("embedded").vision
+    known = told(vision)
+    assert told(Later(**asdict(vision))) == known
+    assert told(Later(**asdict(vision), pyramid=True)) != known  # where it is used
+    for changed in (replace(vision, image_size=256), replace(vision, mean=[0.5, 0.5, 0.5]), replace(vision, depth=38)):
+        assert told(changed) != known
+    for preset in PRESET_FOLDER.glob("*.yaml"):  # as it was told when the list was made
+        settings = load_preset(preset).vision
+        assert fingerprinted(settings) == asdict(settings)
 
 
 def test_fingerprints_differ_where_memories_would():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evcap.errors import EvcapError
+from evcap.text_files import LARGEST_JSON, one_line, read_text
 
 # What introduces an answer: our own list, not the strings of a published scorer, which are not known to us.
 INTRODUCTIONS = (
@@ -138,20 +139,15 @@ def read_predictions(path: str | Path, questions: list[Question]) -> dict[str, P
 
 def _rows(path: Path) -> list[tuple[dict, str]]:
     """The objects of a JSON list or of JSON lines, each with its place in words."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise EvcapError(f"{path} is not a text file in UTF-8") from None
+    text = read_text(path, LARGEST_JSON)
     try:
         if text.lstrip().startswith("["):
             rows = [(row, f"{path}, item {number}") for number, row in enumerate(json.loads(text), 1)]
         else:
             lines = [(line, f"{path}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             rows = [(json.loads(line), where) for line, where in lines]
-    except ValueError as error:
-        raise EvcapError(f"{path} is neither JSON nor JSON lines: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise EvcapError(f"{path} is neither JSON nor JSON lines: {one_line(error)}") from None
     for row, where in rows:
         if not isinstance(row, dict):
             raise EvcapError(f"{where}: expected an object with fields, found {type(row).__name__}")

@@ -17,6 +17,7 @@ import numpy as np
 from evcap.config import from_dict
 from evcap.errors import EvcapError
 from evcap.files import write_text
+from evcap.text_files import read_json
 from evcap.uhr.ucm import UCM
 
 SIDE = 256  # pixels of a tile in the scene, that of UC Merced
@@ -243,10 +244,4 @@ def write_scene(scene: Scene, path: Path) -> None:
 
 def read_scene(path: str | Path) -> Scene:
     """What `write_scene` wrote. Raises EvcapError in one line for another file."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise EvcapError(f"{path} is not JSON: {error}") from None
-    return from_dict(Scene, content, str(path))
+    return from_dict(Scene, read_json(path), str(path))

@@ -1,0 +1,27 @@
+"""Whether a source of weights is a file or folder here or the name of a repository on a hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from evcap.errors import EvcapError
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # bert-base-uncased, lmsys/vicuna-13b-v1.3
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt", ".gguf", ".json", ".yaml", ".yml", ".zip", ".npz")
+
+
+def local_or_hub(source: str | Path) -> Path | str:
+    """The path of what is here; else the source, which is a name on a hub.
+
+    Raises EvcapError for what is not here and can be no such name: a question to a hub would only hide a slip of the pen.
+    """
+    path = Path(source)
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError):  # too long, or with a NUL
+        pass
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or source.lower().endswith(FILES):
+        raise EvcapError(f"{source}: no such file or folder")
+    return source
