@@ -37,8 +37,8 @@ from rich.table import Table
 from evcap.console import command
 from evcap.encoding import Encoder
 from evcap.figures import spread, write_figures
+from evcap.raster.raster import Raster
 from evcap.uhr.plans import Plan, make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.reading import read_ahead, squares
 from evcap.uhr.tiles import BATCH, TileIndex
 from evcap.uhr.towers import Tower, open_tower

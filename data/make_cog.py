@@ -31,8 +31,8 @@ from rasterio.io import DatasetReader
 from evcap.console import NoBars, command
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
-from evcap.uhr.blocks import is_whole
-from evcap.uhr.raster import Raster
+from evcap.raster.blocks import is_whole
+from evcap.raster.raster import Raster
 
 Compression = StrEnum("Compression", ["deflate", "zstd", "lzw", "jpeg", "webp"])
 BLOCK = 512  # pixels of a side

@@ -34,7 +34,7 @@ from evcap.datasets import read_coco_captions
 from evcap.errors import EvcapError
 from evcap.images import find_images, open_image
 from evcap.progress import tqdm
-from evcap.uhr.blocks import is_whole
+from evcap.raster.blocks import is_whole
 from evcap.uhr.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
 from evcap.uhr.ucm import UCM
 

@@ -24,11 +24,11 @@ from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
+from evcap.raster.raster import Raster, RasterError
 from evcap.shards import marks, whole_lines
 from evcap.uhr.answer import BUDGET, Analyst
 from evcap.uhr.mme import Question, read_questions
 from evcap.uhr.question import analyse
-from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.tiles import TileIndex
 
 

@@ -32,12 +32,12 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.files import write_text
 from evcap.progress import tqdm
 from evcap.qformer import mean_keys
+from evcap.raster.raster import Raster
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse
-from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import imagerag_selection, softmax
 from evcap.uhr.scenes import Scene, read_scene
 from evcap.uhr.trials import SceneConfig, Searcher, whole_index

@@ -15,11 +15,11 @@ import typer
 
 from evcap.cli_uhr import index_folder, need_rasterio
 from evcap.console import command, complain
-from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
 from evcap.options import Bands, Memory, Preset, Stretch, Threads
 from evcap.outputs import check_folder, check_outputs
 from evcap.preflight import check_model
+from evcap.raster.display import DEFAULT, Display
 
 if TYPE_CHECKING:
     from evcap.uhr.answer import Analyst, Answer
@@ -175,15 +175,15 @@ def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
 
 @contextmanager
 def opened(image: Path, display: Display) -> Iterator:
-    from evcap.uhr.raster import Raster
+    from evcap.raster.raster import Raster
 
     with Raster(image, display.bands, display.stretch) as raster:
         yield raster
 
 
 def _tell_places(answer: Answer, raster) -> None:
+    from evcap.raster.geo import cell_words
     from evcap.uhr.evidence import numbered
-    from evcap.uhr.geo import cell_words
 
     for number, item in numbered(answer.evidence):
         if number:
@@ -202,7 +202,7 @@ def is_large(path: Path) -> bool:
         return False
     if suffix in PHOTOS:
         return not pillow_takes(path)
-    from evcap.uhr.whole import is_large
+    from evcap.raster.whole import is_large
 
     return is_large(path)
 

@@ -15,13 +15,13 @@ import typer
 import evcap
 from evcap.cli_ask import is_large, large_captions
 from evcap.console import Progress, answers, command, complain, report, tell_finished
-from evcap.display import Display
 from evcap.embedded import embed
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
 from evcap.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, checked_decoding, made_with
+from evcap.raster.display import Display
 from evcap.result_file import ResultWriter
 from evcap.results import Format, Result
 from evcap.sidecars import Existing, Sidecars

@@ -14,12 +14,12 @@ import typer
 import evcap
 from evcap.config import shipped_memory
 from evcap.console import Progress, answers, command, complain, report
-from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.index_kind import IndexKind
 from evcap.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
+from evcap.raster.display import Display
 
 if TYPE_CHECKING:
     from evcap.memory import VisualNameMemory

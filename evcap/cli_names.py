@@ -11,12 +11,12 @@ import typer
 
 import evcap
 from evcap.console import Progress, answers, command, complain, report, tell_finished
-from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
 from evcap.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_outputs
 from evcap.preflight import check_model, made_with
+from evcap.raster.display import Display
 from evcap.result_file import ResultWriter
 from evcap.results import NamesResult, TableFormat
 

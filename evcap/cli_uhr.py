@@ -13,12 +13,12 @@ import typer
 
 from evcap.cluster import Engine, EngineChoice
 from evcap.console import command, complain, report
-from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
 from evcap.options import Bands, Stretch, Threads
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
+from evcap.raster.display import Display
 
 if TYPE_CHECKING:
     from evcap.uhr.tiles import TileIndex
@@ -58,10 +58,10 @@ def index_command(
     display = Display.read(bands, stretch)
     from evcap.encoding import Encoder
     from evcap.images import find_images
+    from evcap.raster.raster import Raster
     from evcap.runtime import use_threads
     from evcap.uhr.by_ray import fill_by_ray
     from evcap.uhr.plans import make_plan
-    from evcap.uhr.raster import Raster
     from evcap.uhr.towers import open_tower
 
     use_threads(threads)
@@ -151,7 +151,7 @@ def _index(
 
     plan: width and height -> how they are divided.
     """
-    from evcap.uhr.raster import Raster
+    from evcap.raster.raster import Raster
     from evcap.uhr.tiles import ENCODED, TileIndex
 
     failures, indexes = [], []

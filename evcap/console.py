@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE
 from evcap.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.prefetch import prefetched
+from evcap.raster.display import DEFAULT, Display
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,4 +1,4 @@
-"""Which reader a file needs: Pillow for photos, `evcap.uhr.raster` for rasters, pillow-heif for HEIC."""
+"""Which reader a file needs: Pillow for photos, `evcap.raster.raster` for rasters, pillow-heif for HEIC."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evcap.uhr.opening import driver_named
+from evcap.raster.opening import driver_named
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
 HEIF = (".heic", ".heif", ".hif")

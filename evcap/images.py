@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evcap.display import DEFAULT, Display
 from evcap.errors import EvcapError
 from evcap.image_kinds import HEIF, OTHERS, RASTERS, head_of, is_heif, is_raster, reads_heif, reads_rasters
 from evcap.image_limits import LARGE_BYTES, ONE_AT_A_TIME, TooLarge, TooSlow, check_bytes, check_scans
-from evcap.uhr.opening import driver_named
+from evcap.raster.display import DEFAULT, Display
+from evcap.raster.opening import driver_named
 
 # What is opened, whatever the suffix says. Pillow knows more, some of it by starting other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -128,7 +128,7 @@ def open_image(path: str | Path, at_least: int | None = None, display: Display =
 
     at_least: large pictures may be shrunk by a whole factor while both sides stay at least this many pixels, which
     saves time and memory (JPEG is even decoded small); None keeps every pixel.
-    VRT, JPEG 2000, and TIFF that is no photo of 8 bits are read as `evcap.uhr.raster.Raster` reads them; with a display of
+    VRT, JPEG 2000, and TIFF that is no photo of 8 bits are read as `evcap.raster.raster.Raster` reads them; with a display of
     its own every file is. So are, shrunk, TIFF, PNG and JPEG of more pixels than Pillow allows (twice
     PIL.Image.MAX_IMAGE_PIXELS, 179 million unless changed), or of more bytes than `image_limits` does.
     Raises ImageError for anything that is not a whole, readable picture and, from its header alone, for what is too large.
@@ -215,7 +215,7 @@ def _decoded(path: Path, at_least: int | None, heif: bool) -> Image.Image:
 def _from_raster(path: Path, at_least: int | None, display: Display) -> Image.Image:
     if not reads_rasters():
         raise ImageError(f"{path}: {NEEDS_UHR}")
-    from evcap.uhr.whole import read_whole
+    from evcap.raster.whole import read_whole
 
     try:
         return read_whole(path, at_least, display)

@@ -11,9 +11,9 @@ from affine import Affine
 from cli_tools import jsonl, run
 from PIL import Image
 
+from evcap.raster.raster import Raster
 from evcap.uhr import whole
 from evcap.uhr.answer import Analyst
-from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import Place
 
 SIDE = 288

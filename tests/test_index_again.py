@@ -15,9 +15,9 @@ from test_index_command import preset as preset  # the fixture
 from tile_tools import write_scene
 
 from evcap.errors import EvcapError
+from evcap.raster.raster import Raster, RasterError
 from evcap.uhr import content, tile_files, tiles
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.tile_files import default_folder
 from evcap.uhr.tiles import TileIndex
 

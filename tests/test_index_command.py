@@ -13,8 +13,8 @@ from tile_tools import write_scene
 from tiny_run import world
 
 from evcap.encoding import Encoder
+from evcap.raster.raster import Raster
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.tiles import ENCODED, TileIndex
 from evcap.uhr.towers import QueryTower
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from data import make_cog
 from evcap.console import command
-from evcap.uhr.blocks import is_whole
-from evcap.uhr.raster import Raster
+from evcap.raster.blocks import is_whole
+from evcap.raster.raster import Raster
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -91,8 +91,8 @@ def test_every_readable_picture_is_answered(first, data):
 
 
 def test_answers_are_those_of_the_analyst(first, data, analyst, tmp_path):
+    from evcap.raster.raster import Raster
     from evcap.uhr.question import analyse
-    from evcap.uhr.raster import Raster
 
     rows = {row["Question_id"]: row for row in map(json.loads, lines_of(first[0]))}
     key, name, text = ASKED[0]

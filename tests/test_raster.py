@@ -16,8 +16,8 @@ from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from evcap.raster.raster import NEUTRAL, Raster
 from evcap.uhr import raster as raster_module
-from evcap.uhr.raster import NEUTRAL, Raster
 
 
 def upright(values: np.ndarray) -> np.ndarray:
@@ -218,7 +218,7 @@ def test_each_thread_has_its_own_handle(scene):
 
 @pytest.mark.parametrize(("set_by_user", "expected"), [(None, 128 << 20), ("77", 77 << 20)])
 def test_the_cache_of_gdal_is_capped(set_by_user, expected, scene):
-    program = "import sys; from evcap.uhr.raster import Raster; Raster(sys.argv[1]).read((0, 0, 9, 9)); "
+    program = "import sys; from evcap.raster.raster import Raster; Raster(sys.argv[1]).read((0, 0, 9, 9)); "
     program += "from rasterio._env import get_gdal_config as g; print(g('GDAL_CACHEMAX'))"
     variables = {key: value for key, value in os.environ.items() if key != "GDAL_CACHEMAX"}
     variables |= {"GDAL_CACHEMAX": set_by_user} if set_by_user else {}

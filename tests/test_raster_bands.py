@@ -10,9 +10,9 @@ from PIL import Image
 from raster_tools import PLACED, RGB, TILED, noise, write
 from rasterio.windows import Window
 
-from evcap.uhr.blocks import Blocks
-from evcap.uhr.raster import NEUTRAL, Raster, RasterError
-from evcap.uhr.stretch import MOST_PIXELS, limits
+from evcap.raster.blocks import Blocks
+from evcap.raster.raster import NEUTRAL, Raster, RasterError
+from evcap.raster.stretch import MOST_PIXELS, limits
 
 
 def read(path, bands=None):
@@ -176,7 +176,7 @@ def test_mostly_one_value_is_stretched_to_the_rest(tmp_path):
 
 def test_the_stretch_is_the_same_in_every_process(tmp_path):
     path = write(tmp_path / "a.tif", noise(3, 300, 300, np.float32, 0, 9999) ** 2, **TILED, photometric="MINISBLACK")
-    program = "import sys; from evcap.uhr.raster import Raster; print(Raster(sys.argv[1])._limits.tolist())"
+    program = "import sys; from evcap.raster.raster import Raster; print(Raster(sys.argv[1])._limits.tolist())"
     run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == str(Raster(path)._limits.tolist())
 

@@ -14,8 +14,8 @@ from PIL import Image
 from raster_tools import PLACED, RGB, TILED, noise, source, write, write_vrt
 from rasterio.control import GroundControlPoint
 
+from evcap.raster.raster import Raster, RasterError
 from evcap.uhr import raster as raster_module
-from evcap.uhr.raster import Raster, RasterError
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_what_is_said_about_a_file(tmp_path, monkeypatch):
     pages = [Image.new("RGB", (20, 20)), Image.new("RGB", (30, 30))]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     assert "the first of 2 pictures in the file is read" in Raster(tmp_path / "pages.tif").notes
-    monkeypatch.setattr("evcap.uhr.remarks.WITHOUT_OVERVIEWS", 8)
+    monkeypatch.setattr("evcap.raster.remarks.WITHOUT_OVERVIEWS", 8)
     without = "no overviews: a view of the whole reads every pixel; data/make_cog.py makes a copy that is read faster"
     assert without in Raster(write(tmp_path / "a.tif", noise(3, 64, 64), **TILED)).notes
     assert without not in Raster(write(tmp_path / "b.tif", noise(3, 64, 64), **TILED, overviews=(2, 4))).notes

@@ -14,9 +14,9 @@ from PIL import Image
 from tile_tools import SIDE, write_scene
 
 from evcap.errors import EvcapError
+from evcap.raster.raster import Raster
 from evcap.uhr import reading
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.reading import AHEAD, read_ahead, squares
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -97,7 +97,7 @@ def test_overviews_are_used_and_give_the_same(tmp_path):
 
 
 def test_striped_files_are_read_row_by_row_by_one_handle(tmp_path, monkeypatch):
-    monkeypatch.setattr("evcap.uhr.raster.CACHED", 1 << 10)
+    monkeypatch.setattr("evcap.raster.raster.CACHED", 1 << 10)
     pixels = write_scene(tmp_path / "a.tif", 403, 309, block=0)
     plan, opened = make_plan("pyramid-32-0.25", 403, 309), []
     plain = Raster.read

@@ -15,8 +15,8 @@ import pytest
 from tile_tools import SIDE, PlainEncoder, features, write_scene
 
 from evcap.errors import EvcapError
+from evcap.raster.raster import Raster
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.reading import read_square
 from evcap.uhr.tile_files import stored_plan
 from evcap.uhr.tiles import EMPTY, ENCODED, MISSING, Filled, TileIndex

@@ -11,9 +11,9 @@ from PIL import Image
 
 from evcap.config import RetrievalConfig
 from evcap.memory import VisualNameMemory
+from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import SHARPNESS, Retriever, _windows, contrasted, imagerag_selection
 from evcap.uhr.tiles import TileIndex
 

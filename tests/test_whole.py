@@ -6,10 +6,10 @@ from PIL import Image
 from raster_tools import PLACED, RGB, TILED, noise, source, write, write_vrt
 
 from evcap import image_kinds, images
-from evcap.display import Display
 from evcap.errors import EvcapError
 from evcap.images import ImageError, open_image
-from evcap.uhr.raster import NEUTRAL, Raster
+from evcap.raster.display import Display
+from evcap.raster.raster import NEUTRAL, Raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -10,9 +10,9 @@ import sys
 import rasterio
 from tile_tools import PlainEncoder
 
+from evcap.raster.raster import Raster
 from evcap.uhr import tiles
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.tiles import TileIndex
 
 

@@ -15,15 +15,15 @@ from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.memory import RetrievedName
 from evcap.predictor import Caption, Captioner
+from evcap.raster.geo import cell_words
+from evcap.raster.raster import Raster
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.evidence import Evidence
 from evcap.uhr.gallery import Gallery
-from evcap.uhr.geo import cell_words
 from evcap.uhr.phrase_models import ModelPhrases
 from evcap.uhr.plans import make_plan
 from evcap.uhr.promising import fill_promising
 from evcap.uhr.question import Question, check_understood
-from evcap.uhr.raster import Raster
 from evcap.uhr.reader import EvidenceReader
 from evcap.uhr.retrieval import Place, Retriever
 from evcap.uhr.tile_files import stored_plan

@@ -14,8 +14,8 @@ from evcap.cluster import map_by_actors, ray_session
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
+from evcap.raster.raster import Raster, RasterError
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.reading import read_ahead, squares
 from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, TileIndex, encode_tiles
 from evcap.uhr.towers import open_tower

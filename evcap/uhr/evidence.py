@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evcap.errors import EvcapError
 from evcap.files import write_text
-from evcap.uhr.geo import cell_words, lonlat_geometry, to_thousandths
+from evcap.raster.geo import cell_words, lonlat_geometry, to_thousandths
 
 if TYPE_CHECKING:
+    from evcap.raster.raster import Raster
     from evcap.uhr.question import Question
-    from evcap.uhr.raster import Raster
 
 DIGITS = 6  # of scores and similarities that are written
 

@@ -18,13 +18,13 @@ from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.outputs import PNG_METADATA
 from evcap.overlay import COLOURS, FAINT, INK
+from evcap.raster.geo import cell_words, intersections
 from evcap.uhr.evidence import Evidence, numbered
-from evcap.uhr.geo import cell_words, intersections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from evcap.uhr.raster import Raster
+    from evcap.raster.raster import Raster
 
 MOST_THUMBNAILS = 9
 OVERVIEW, NEAR = 1400, 360  # pixels read for the longer side of the overview and of a thumbnail

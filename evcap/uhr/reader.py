@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from evcap.language import chat_tokens
-from evcap.uhr.geo import cell_words, to_thousandths, union
+from evcap.raster.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
     from evcap.language import LanguageModel
+    from evcap.raster.raster import Raster
     from evcap.uhr.evidence import Evidence
     from evcap.uhr.question import Question
-    from evcap.uhr.raster import Raster
 
 NEW_TOKENS = 48
 NAMES = 5  # of a place that are told

@@ -11,8 +11,8 @@ import numpy as np
 import rasterio
 
 from evcap.prefetch import prefetched
+from evcap.raster.raster import Raster, RasterError
 from evcap.uhr.plans import Plan
-from evcap.uhr.raster import Raster, RasterError
 
 SPAN = 2304  # pixels, at its level, of the square whose tiles are read at once: eight tiles of 288
 WIDEST = 1 << 23  # pixels read at once of a file that is stored in rows: 29,000 in each of 288 rows

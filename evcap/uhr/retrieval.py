@@ -21,11 +21,11 @@ from PIL import Image
 from evcap.config import RetrievalConfig
 from evcap.prefetch import prefetched
 from evcap.qformer import mean_keys
+from evcap.raster.geo import suppress
+from evcap.raster.raster import Raster
 from evcap.similarity import nearest_query
 from evcap.text import sentence_embedder
 from evcap.uhr.gallery import Gallery
-from evcap.uhr.geo import suppress
-from evcap.uhr.raster import Raster
 from evcap.uhr.tiles import TileIndex
 from evcap.uhr.towers import Tower
 

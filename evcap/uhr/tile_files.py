@@ -18,7 +18,7 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 
 if TYPE_CHECKING:
-    from evcap.uhr.raster import Raster
+    from evcap.raster.raster import Raster
 
 FORMAT = "evcap tile index 1"
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
+from evcap.raster.raster import Raster, RasterError
 from evcap.uhr.plans import Plan
-from evcap.uhr.raster import Raster, RasterError
 from evcap.uhr.reading import Tiles, read_ahead, squares
 from evcap.uhr.tile_files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
 

@@ -10,9 +10,9 @@ from evcap.config import RetrievalConfig, assets_folder, load_preset
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
 from evcap.predictor import Captioner
+from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan
-from evcap.uhr.raster import Raster
 from evcap.uhr.retrieval import Retriever
 from evcap.uhr.tiles import TileIndex
 from evcap.uhr.towers import Tower, open_tower

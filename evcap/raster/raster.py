@@ -19,13 +19,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from evcap.errors import EvcapError
-from evcap.uhr.bands import choose_bands
-from evcap.uhr.blocks import Blocks
-from evcap.uhr.content import fingerprint_by_content, fingerprint_by_time
-from evcap.uhr.opening import RasterError, driver_of
-from evcap.uhr.remarks import remarks
-from evcap.uhr.shelf import Shelf
-from evcap.uhr.stretch import PERCENTILES, limits, stretched
+from evcap.raster.bands import choose_bands
+from evcap.raster.blocks import Blocks
+from evcap.raster.content import fingerprint_by_content, fingerprint_by_time
+from evcap.raster.opening import RasterError, driver_of
+from evcap.raster.remarks import remarks
+from evcap.raster.stretch import PERCENTILES, limits, stretched
+from evcap.raster.strip_cache import Shelf
 
 # `notes` says it. Not around each opening: catch_warnings lets it through when several threads open files.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)

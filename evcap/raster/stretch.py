@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evcap.uhr.blocks import Blocks
+from evcap.raster.blocks import Blocks
 
 PERCENTILES = (2, 98)  # of the valid values of a band: what is below is black, above white, as GIS programs show such data
 MOST_PIXELS = 1 << 25  # that are decoded to find them

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from evcap.display import Display
-from evcap.uhr.opening import RasterError
-from evcap.uhr.raster import Raster, size_of
+from evcap.raster.display import Display
+from evcap.raster.opening import RasterError
+from evcap.raster.raster import Raster, size_of
 
 ORIENTATION = 0x0112  # tag of EXIF and of TIFF, 1 = upright
 LARGE = 50_000_000  # pixels from which a raster is captioned by its tiles

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evcap.uhr.bands import Bands
+from evcap.raster.bands import Bands
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
