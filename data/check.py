@@ -19,7 +19,7 @@ from evcap.benchmarks import BENCHMARKS
 from evcap.console import command
 from evcap.datasets import CaptionedImage, read_coco_captions, read_instances
 from evcap.errors import EvcapError
-from evcap.images import open_image
+from evcap.images.opening import open_image
 
 # Photos a split that the shipped model was trained, chosen and scored with. Other counts are shown, not refused.
 SPLITS = {

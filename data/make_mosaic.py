@@ -32,7 +32,7 @@ from rasterio.windows import Window
 from evcap.console import DataFolder, NoBars, command
 from evcap.datasets import read_coco_captions
 from evcap.errors import EvcapError
-from evcap.images import find_images, open_image
+from evcap.images.opening import find_images, open_image
 from evcap.progress import tqdm
 from evcap.raster.blocks import is_whole
 from evcap.uhr.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene

@@ -75,7 +75,7 @@ def ask_command(
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
-    from evcap.images import stored_path
+    from evcap.images.opening import stored_path
 
     failed, overview = 0, None
     image = stored_path(image)
@@ -195,7 +195,7 @@ def _tell_places(answer: Answer, raster) -> None:
 def is_large(path: Path) -> bool:
     """Whether a file is captioned by its tiles: a TIFF, VRT or JPEG 2000 of 50 megapixels or more, or a photo of more than
     Pillow takes whole."""
-    from evcap.image_kinds import RASTERS, pillow_takes, reads_rasters
+    from evcap.images.kinds import RASTERS, pillow_takes, reads_rasters
 
     suffix = path.suffix.lower()
     if suffix not in (*RASTERS, *PHOTOS) or not path.is_file() or not reads_rasters():

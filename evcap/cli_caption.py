@@ -66,7 +66,7 @@ def caption_command(
     quiet: Quiet = False,
 ) -> None:
     """Caption pictures: results on standard output or in --output, progress and errors on standard error."""
-    from evcap.images import find_images
+    from evcap.images.opening import find_images
     from evcap.runtime import use_threads
 
     use_threads(threads)

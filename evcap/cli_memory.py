@@ -110,7 +110,7 @@ def search(
 ) -> None:
     """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
     from evcap.config import load_preset
-    from evcap.images import open_image, stored_path
+    from evcap.images.opening import open_image, stored_path
     from evcap.runtime import use_threads
 
     use_threads(threads)
@@ -178,7 +178,7 @@ def add(
 
 
 def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
-    from evcap.images import find_images
+    from evcap.images.opening import find_images
     from evcap.memory import checked_name
     from evcap.named import read_named_folders
 

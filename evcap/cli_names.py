@@ -41,7 +41,7 @@ def names_command(
     quiet: Quiet = False,
 ) -> None:
     """Names that the memory gives for pictures, with cosine similarity and the query (0 to 31) that found each."""
-    from evcap.images import find_images
+    from evcap.images.opening import find_images
     from evcap.runtime import use_threads
 
     use_threads(threads)

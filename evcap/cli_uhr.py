@@ -57,7 +57,7 @@ def index_command(
     need_rasterio()
     display = Display.read(bands, stretch)
     from evcap.encoding import Encoder
-    from evcap.images import find_images
+    from evcap.images.opening import find_images
     from evcap.raster.raster import Raster
     from evcap.runtime import use_threads
     from evcap.uhr.by_ray import fill_by_ray

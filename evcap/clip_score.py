@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from evcap.dual_encoder import DualEncoder
-from evcap.images import open_image
+from evcap.images.opening import open_image
 
 WEIGHT = 2.5  # of a cosine, as in the paper: scores lie in 0..1 about as those of other measures
 PROMPT = "A photo depicts "  # before every caption and reference, as in the paper

@@ -150,7 +150,7 @@ def answers(
     one, so that no picture suffers from its neighbours. Close the iterator to stop.
     """
     from evcap.config import load_preset
-    from evcap.images import ImageError, open_image
+    from evcap.images.opening import ImageError, open_image
 
     enough = 2 * load_preset(preset).vision.image_size  # larger pictures are shrunk while they are opened
     with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough, display))) as batches:
@@ -171,7 +171,7 @@ def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image])
 
     Close the iterator to stop.
     """
-    from evcap.images import ImageError
+    from evcap.images.opening import ImageError
 
     def attempt(item):
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evcap.files import replacing
-from evcap.images import open_image
+from evcap.images.opening import open_image
 
 BANDS = {"best": "tab:green", "median": "tab:blue", "worst": "tab:red"}
 FRAME = (400, 300)  # pixels of one picture
@@ -37,7 +37,7 @@ def choose(rows: Sequence[Scored], columns: int) -> dict[str, list[Scored]]:
 def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 4) -> None:
     """Write a PNG, 400 pixels a column, of the `columns` best, median and worst pictures by score with their captions.
 
-    Raises evcap.images.ImageError for a picture that does not open.
+    Raises evcap.images.opening.ImageError for a picture that does not open.
     """
     from matplotlib.figure import Figure
     from PIL import ImageOps

@@ -61,7 +61,7 @@ def _same(before: Path, after: Path) -> bool:
     """Whether two files have the same frames and, apart from the description, the same EXIF tags."""
     from PIL import Image, ImageSequence
 
-    from evcap.images import FORMATS
+    from evcap.images.opening import FORMATS
 
     try:
         with Image.open(before, formats=FORMATS) as one, Image.open(after, formats=FORMATS) as other:

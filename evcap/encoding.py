@@ -24,7 +24,7 @@ from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
-from evcap.images import ImageError
+from evcap.images.opening import ImageError
 from evcap.memory import VisualNameMemory
 from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner

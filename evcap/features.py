@@ -15,7 +15,7 @@ from evcap.captioner import QueryEncoder
 from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.files import write_text
-from evcap.images import open_image, to_tensor
+from evcap.images.opening import open_image, to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.prefetch import prefetched
 from evcap.progress import tqdm

@@ -17,10 +17,10 @@ from evcap.captioner import QueryEncoder
 from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, fingerprinted, load_preset
 from evcap.errors import EvcapError
-from evcap.images import to_tensor
+from evcap.images.inputs import Picture, as_list, open_picture
+from evcap.images.opening import to_tensor
 from evcap.memory import VisualNameMemory
 from evcap.phrases import PhraseModel
-from evcap.picture_kinds import Picture, as_list, open_picture
 from evcap.qformer import mean_keys
 from evcap.ranking import RetrievedName
 from evcap.runtime import full_precision, pick_device
@@ -115,7 +115,7 @@ class Captioner:
         A picture is a path, a PIL image, a uint8 array (H,W,3) in RGB or (H,W) in grey, the bytes of a picture file, or a
         file opened in binary mode.
         beams, min_length and max_length (in tokens) default to the preset's; num_captions <= beams or beams grow.
-        Raises evcap.images.ImageError for a file that is no readable picture, EvcapError for what can be none.
+        Raises evcap.images.opening.ImageError for a file that is no readable picture, EvcapError for what can be none.
         """
         pictures, single = as_list(images)
         queries = self.query_features(pictures, batch_size)

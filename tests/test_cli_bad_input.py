@@ -12,9 +12,9 @@ from cli_tools import COLOURS, jsonl, run, said
 from PIL import Image
 
 import evcap
-from evcap import images
 from evcap.config import PRESET_FOLDER
 from evcap.errors import EvcapError
+from evcap.images import opening as images
 
 FAKE = str(Path(__file__).parent / "cli_tools.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

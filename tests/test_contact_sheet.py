@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from evcap.contact_sheet import BANDS, Scored, choose, draw_contact_sheet
-from evcap.images import ImageError
+from evcap.images.opening import ImageError
 
 
 def scored(path: Path, score: float, **changes) -> Scored:

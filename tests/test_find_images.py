@@ -9,9 +9,9 @@ import pytest
 from cli_tools import run
 from PIL import Image
 
-from evcap import images
 from evcap.errors import EvcapError
-from evcap.images import find_images
+from evcap.images import opening as images
+from evcap.images.opening import find_images
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evcap import image_limits, images
-from evcap.image_limits import bytes_needed, count_scans
-from evcap.images import ImageError, open_image
+from evcap.images import limits as image_limits
+from evcap.images import opening as images
+from evcap.images.limits import bytes_needed, count_scans
+from evcap.images.opening import ImageError, open_image
 
 
 def progressive(extra: int = 0, comment: bytes = b"", tail: bytes = b"") -> bytes:
@@ -75,8 +76,8 @@ def test_a_picture_of_too_many_bytes_is_refused_undecoded(tmp_path, monkeypatch,
 PEAK = """
 import resource, sys
 from PIL import Image
-from evcap.images import open_image
-from evcap.image_limits import bytes_needed
+from evcap.images.opening import open_image
+from evcap.images.limits import bytes_needed
 with Image.open(sys.argv[1]) as image:
     told = bytes_needed(image, False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from evcap import images
-from evcap.images import ImageError, open_image, to_rgb, to_tensor
+from evcap.images import opening as images
+from evcap.images.opening import ImageError, open_image, to_rgb, to_tensor
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from evcap.errors import EvcapError
-from evcap.images import ImageError
+from evcap.images.opening import ImageError
 from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from evcap.errors import EvcapError
-from evcap.images import ImageError
-from evcap.picture_kinds import as_list, open_picture
+from evcap.images.inputs import as_list, open_picture
+from evcap.images.opening import ImageError
 
 
 @pytest.fixture

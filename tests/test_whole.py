@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from raster_tools import PLACED, RGB, TILED, noise, source, write, write_vrt
 
-from evcap import image_kinds, images
 from evcap.errors import EvcapError
-from evcap.images import ImageError, open_image
+from evcap.images import kinds as image_kinds
+from evcap.images import opening as images
+from evcap.images.opening import ImageError, open_image
 from evcap.raster.display import Display
 from evcap.raster.raster import NEUTRAL, Raster
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evcap.errors import EvcapError
-from evcap.image_kinds import HEIF, OTHERS, RASTERS, head_of, is_heif, is_raster, reads_heif, reads_rasters
-from evcap.image_limits import LARGE_BYTES, ONE_AT_A_TIME, TooLarge, TooSlow, check_bytes, check_scans
+from evcap.images.kinds import HEIF, OTHERS, RASTERS, head_of, is_heif, is_raster, reads_heif, reads_rasters
+from evcap.images.limits import LARGE_BYTES, ONE_AT_A_TIME, TooLarge, TooSlow, check_bytes, check_scans
 from evcap.raster.display import DEFAULT, Display
 from evcap.raster.opening import driver_named
 

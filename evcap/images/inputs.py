@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evcap.errors import EvcapError
-from evcap.images import ImageError, open_image, to_rgb
+from evcap.images.opening import ImageError, open_image, to_rgb
 
 Picture = str | os.PathLike | Image.Image | np.ndarray | bytes | bytearray | memoryview | BinaryIO
 WANTED = "a path, a PIL image, a uint8 array (H,W,3) or (H,W), the bytes of a picture file, or a file opened in binary mode"
