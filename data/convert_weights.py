@@ -24,7 +24,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evcap.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.captioner import skeleton, trained_parts
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.console import command
@@ -32,9 +31,10 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory import VisualNameMemory
 from evcap.predictor import encoder_fingerprint
-from evcap.release import read_release, read_release_memory
 from evcap.start import first_tensors
-from evcap.weights import read_safetensors, write_safetensors
+from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
+from evcap.weights.release import read_release, read_release_memory
+from evcap.weights.wheels import read_safetensors, write_safetensors
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 

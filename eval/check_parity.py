@@ -24,7 +24,6 @@ import torch
 import typer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evcap.blip2 import check_shapes
 from evcap.build import name_tokenizer
 from evcap.captioner import EVCap
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
@@ -33,10 +32,11 @@ from evcap.errors import EvcapError
 from evcap.fusion import Retrieved
 from evcap.language import LanguageModel
 from evcap.memory import VisualNameMemory
-from evcap.release import read_release
 from evcap.release_search import release_search
 from evcap.uhr.plans import make_plan
-from evcap.weights import read_safetensors
+from evcap.weights.blip2 import check_shapes
+from evcap.weights.release import read_release
+from evcap.weights.wheels import read_safetensors
 
 TOLERANCE = 1e-5
 

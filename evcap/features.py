@@ -22,7 +22,7 @@ from evcap.progress import tqdm
 from evcap.ranking import image_key
 from evcap.runtime import full_precision
 from evcap.text import SentenceEmbedder
-from evcap.weights import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
+from evcap.weights.wheels import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
 BATCH = 64  # pictures that go through the frozen parts together
 RETRIEVED = 256  # pictures of one search

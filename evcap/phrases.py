@@ -13,7 +13,7 @@ import torch
 from evcap.errors import EvcapError
 from evcap.qformer import mean_keys
 from evcap.text import plain_words
-from evcap.weights import read_with_metadata, write_safetensors
+from evcap.weights.wheels import read_with_metadata, write_safetensors
 
 EIGHT_BITS = torch.float8_e4m3fn
 

@@ -24,7 +24,7 @@ from evcap.phrases import PhraseModel
 from evcap.qformer import mean_keys
 from evcap.ranking import RetrievedName
 from evcap.runtime import full_precision, pick_device
-from evcap.weights import fingerprint
+from evcap.weights.wheels import fingerprint
 
 
 @dataclass(frozen=True)

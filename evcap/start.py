@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evcap.blip2 import Tensors, bert_layers, bert_text_branch, check_shapes, read_blip2, renamed
 from evcap.captioner import skeleton, trained_parts
-from evcap.checkpoints import read_tensors
 from evcap.config import Preset
 from evcap.fusion import NameFusion
+from evcap.weights.blip2 import Tensors, bert_layers, bert_text_branch, check_shapes, read_blip2, renamed
+from evcap.weights.checkpoints import read_tensors
 
 BERT_STD = 0.02  # of BERT's weights at their start
 TOKEN_TYPES = "embeddings.token_type.weight"

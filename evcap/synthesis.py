@@ -23,7 +23,7 @@ from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.named import NamedImage
 from evcap.progress import tqdm
-from evcap.sources import local_or_hub
+from evcap.weights.sources import local_or_hub
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

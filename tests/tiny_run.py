@@ -18,7 +18,7 @@ from evcap.captioner import trained_parts
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.memory import VisualNameMemory
 from evcap.predictor import Captioner
-from evcap.weights import write_safetensors
+from evcap.weights.wheels import write_safetensors
 
 REPOSITORY = Path(__file__).parent.parent
 COLOURS = {"red": (200, 30, 30), "green": (20, 180, 60), "blue": (30, 40, 210), "grey": (128, 128, 128)}

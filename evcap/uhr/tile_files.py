@@ -145,7 +145,7 @@ def default_folder(file: Path) -> Path:
         usable = os.access(file.absolute().parent, os.W_OK)
     if usable:
         return beside
-    from evcap.weights import cache_folder  # which brings torch along
+    from evcap.weights.wheels import cache_folder  # which brings torch along
 
     where = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:8]
     return cache_folder() / "indexes" / f"{file.name}-{where}.evcap"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evcap.checkpoints import read_tensors
 from evcap.errors import EvcapError
+from evcap.weights.checkpoints import read_tensors
 
 if TYPE_CHECKING:
     from evcap.captioner import QueryEncoder

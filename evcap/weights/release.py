@@ -17,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evcap.blip2 import (
+from evcap.errors import EvcapError
+from evcap.files import read_regular
+from evcap.text_files import one_line
+from evcap.weights.blip2 import (
     LAVIS,
     Layout,
     Placed,
@@ -28,10 +31,7 @@ from evcap.blip2 import (
     reason_to_leave_out,
     renamed,
 )
-from evcap.checkpoints import check_depth, load_plain
-from evcap.errors import EvcapError
-from evcap.files import read_regular
-from evcap.text_files import one_line
+from evcap.weights.checkpoints import check_depth, load_plain
 
 LARGEST = 2**32  # bytes of a memory; the release's has 20 MB
 

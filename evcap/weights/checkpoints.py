@@ -17,8 +17,8 @@ from typing import IO
 import torch
 
 from evcap.errors import EvcapError
-from evcap.sources import local_or_hub
 from evcap.text_files import brief, one_line, read_json
+from evcap.weights.sources import local_or_hub
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -85,7 +85,7 @@ def _read_shards(index: Path, find: Callable[[str], Path | None], wanted: Wanted
 
 def _read_file(path: Path, wanted: Wanted) -> tuple[dict[str, torch.Tensor], list[str]]:
     if path.suffix == ".safetensors":
-        from evcap.weights import open_safetensors
+        from evcap.weights.wheels import open_safetensors
 
         with open_safetensors(path) as file:
             names = list(file.keys())
