@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evcap.console import DataFolder, command
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
 
 WIDTH = 768
 TRIED = {  # settings beside the shipped ones

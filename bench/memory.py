@@ -31,8 +31,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
 
 DIMS = (384, 768)
 HITS, KEEP, LIMIT = 5, 32, 10

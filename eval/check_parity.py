@@ -31,7 +31,7 @@ from evcap.console import command
 from evcap.errors import EvcapError
 from evcap.fusion import Retrieved
 from evcap.language import LanguageModel
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.release_search import release_search
 from evcap.uhr.plans import make_plan
 from evcap.weights.blip2 import check_shapes

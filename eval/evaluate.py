@@ -31,12 +31,12 @@ from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import write_text
+from evcap.memory.names import naming_statistics
 from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.progress import tqdm
 from evcap.report import results_markdown
 from evcap.runtime import processes, use_all_cores
 from evcap.shards import finished, marks, open_shard
-from evcap.vocabulary import naming_statistics
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import write_text
+from evcap.memory.names import NameFinder, clean_name, f1_scores
 from evcap.metrics import cider
 from evcap.predictor import Captioner
-from evcap.vocabulary import NameFinder, clean_name, f1_scores
 
 
 @dataclass(frozen=True)

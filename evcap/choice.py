@@ -9,9 +9,9 @@ from torch import nn
 
 from evcap.config import DecodingConfig
 from evcap.language import Hypothesis
+from evcap.memory.names import NameFinder
 from evcap.phrases import PhraseModel
 from evcap.similarity import TextTower, nearest_query
-from evcap.vocabulary import NameFinder
 
 LEADING = 2  # retrieved names that a caption should say, best first
 

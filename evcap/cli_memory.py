@@ -15,14 +15,14 @@ import evcap
 from evcap.config import shipped_memory
 from evcap.console import Progress, answers, command, complain, report
 from evcap.errors import EvcapError
-from evcap.index_kind import IndexKind
+from evcap.memory.index_kind import IndexKind
 from evcap.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
 from evcap.outputs import check_folder
 from evcap.preflight import check_model
 from evcap.raster.display import Display
 
 if TYPE_CHECKING:
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
 memory_app = typer.Typer(
     help="Look into a memory and edit it. The shipped one is only read: "
@@ -41,7 +41,7 @@ class ListFormat(StrEnum):
 
 
 def _open(folder: Path | None) -> VisualNameMemory:
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     return VisualNameMemory.open(folder or shipped_memory())
 
@@ -146,7 +146,7 @@ def add(
     """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
     import numpy as np
 
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
     from evcap.runtime import use_threads
 
     use_threads(threads)
@@ -179,7 +179,7 @@ def add(
 
 def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
     from evcap.images.opening import find_images
-    from evcap.memory import checked_name
+    from evcap.memory.memory import checked_name
     from evcap.named import read_named_folders
 
     if from_folder is None:
@@ -243,7 +243,7 @@ def index(
     quiet: Quiet = False,
 ) -> None:
     """Build the index of a memory anew: flat compares all keys, the others pass most by, which pays when there are many."""
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     folder = _to_edit(memory)
     edited = VisualNameMemory.open(folder, index=False)  # a damaged index is no obstacle
@@ -260,7 +260,7 @@ def export(
     empty: Annotated[bool, typer.Option("--empty", help="Keep the encoder, leave out the entries.")] = False,
 ) -> None:
     """Copy a memory to a folder, where it may be edited."""
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EvcapError(f"{folder} exists; name a new folder")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from evcap.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
+from evcap.memory.names import clean_name, spoken_name
 from evcap.text_files import brief, one_line, read_json, read_text
-from evcap.vocabulary import clean_name, spoken_name
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from evcap.console import open_ahead
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images.opening import ImageError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
 from evcap.progress import tqdm

@@ -14,7 +14,7 @@ from PIL import Image
 from evcap.console import complain
 from evcap.errors import EvcapError
 from evcap.images.opening import ImageError, find_images, open_image
-from evcap.memory import checked_name
+from evcap.memory.memory import checked_name
 from evcap.text_files import one_line, read_table
 
 Box = tuple[float, float, float, float]

@@ -18,7 +18,7 @@ from evcap.outputs import PNG_METADATA
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from evcap.ranking import RetrievedName
+    from evcap.memory.ranking import RetrievedName
 
 COLOURS = [  # one a name, Tableau 10 in an order whose neighbours differ
     "#e15759", "#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#ff9da7", "#9c755f", "#8c8c8c",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from evcap.vocabulary import NameFinder, clean_name, pluralize
+from evcap.memory.names import NameFinder, clean_name, pluralize
 
 
 class Renamer:

@@ -30,7 +30,7 @@ def score_table(scores: Mapping[str, Mapping[str, float]], benchmark: str | None
 
 
 def naming_table(naming: Mapping) -> str:
-    """The outcome of `evcap.vocabulary.naming_statistics` as a Markdown table."""
+    """The outcome of `evcap.memory.names.naming_statistics` as a Markdown table."""
     rows = [
         ("captions that name a retrieved object", f"{naming['captions_naming_a_retrieved_object']:.1f} %"),
         ("retrieved names that the caption says", f"{naming['retrieved_names_said']:.1f} %"),

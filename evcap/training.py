@@ -32,7 +32,7 @@ def read_split(data: Path, sets: list[str], split: str, without_names: Sequence[
     records = [r for s in sets for r in read_coco_captions(data / s / f"captions_{split}.json", data / s / "images")]
     if not without_names:
         return records
-    from evcap.vocabulary import NameFinder
+    from evcap.memory.names import NameFinder
 
     finder = NameFinder(without_names)
     return [r for r in records if not any(finder.find(caption) for caption in r.captions)]

@@ -24,8 +24,8 @@ from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.encoding import Encoder, Trained, save_memory
 from evcap.errors import EvcapError
+from evcap.memory.names import NameFinder, clean_name, spoken_name
 from evcap.named import NamedImage, choose, read_named_csv, read_named_folders
-from evcap.vocabulary import NameFinder, clean_name, spoken_name
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from evcap.console import NoBars, command, complain, report
 from evcap.datasets import read_vocabulary
 from evcap.encoding import Encoder, Trained, encode_keys
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import clean_name
 from evcap.named import NamedImage, columns, read_named_folders
 from evcap.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
-from evcap.vocabulary import clean_name
 
 Vocabulary = dict[str, set[str]]  # each name that is said, with all names that mean it
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
-from evcap.memory_manifest import MemoryFormatError
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.manifest import MemoryFormatError
+from evcap.memory.memory import VisualNameMemory
 
 APPROXIMATE = [kind for kind in IndexKind if kind != IndexKind.flat]
 

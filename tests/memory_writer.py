@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy  # noqa: F401 (before the forks, which would each import it)
 
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 
 
 def add(folder: str, name: str, number: int) -> None:

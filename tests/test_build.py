@@ -8,7 +8,7 @@ import evcap
 from evcap.build import build_model
 from evcap.config import load_preset
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 
 
 def test_a_language_model_that_cannot_be_had():

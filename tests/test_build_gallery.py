@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_run import world
 
 from evcap.encoding import Encoder
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.towers import QueryTower
 

@@ -14,7 +14,7 @@ from tiny_run import REPOSITORY, world
 
 from evcap.config import load_yaml
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.named import NamedImage
 from memory.build import (
     Config,

@@ -13,10 +13,10 @@ from evcap.choice import BeamChoice
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
 from evcap.language import Hypothesis
+from evcap.memory.names import NameFinder
 from evcap.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
 from evcap.text import SentenceEmbedder
-from evcap.vocabulary import NameFinder
 
 TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog runs on grass", "A dragon", "A man sits"]
 

@@ -192,7 +192,7 @@ def test_the_shipped_memory_is_only_read(photos):
 
 @pytest.fixture
 def memory(photos) -> str:
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     VisualNameMemory.build(np.eye(2, dtype=np.float32), ["dog", "cat"], ["s"] * 2, ["a", "b"], "mine").save("m")
     return "m"
@@ -228,7 +228,7 @@ def test_memories_that_cannot_be_opened(memory):
 
 
 def test_memories_of_two_encoders_do_not_merge(memory):
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     VisualNameMemory.build(np.eye(2, dtype=np.float32), ["a", "b"], ["s"] * 2, ["a", "b"], "another").save("other")
     assert "encoder" in failing("memory", "merge", "other", "--memory", memory)

@@ -17,7 +17,7 @@ import evcap
 @pytest.fixture
 def memory(photos, fake) -> str:
     """A memory of three entries in folder m, whose keys are colours, with the fake captioner's encoder."""
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     keys = np.eye(3, dtype=np.float32)
     built = VisualNameMemory.build(keys, ["dog", "cat", "dog"], ["s"] * 3, ["a.jpg", "b.jpg", "c.jpg"], ENCODER)
@@ -27,7 +27,7 @@ def memory(photos, fake) -> str:
 
 @pytest.fixture
 def loads_memory(monkeypatch):
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     monkeypatch.setattr(evcap, "load", lambda preset, memory: FakeCaptioner(VisualNameMemory.open(memory, ENCODER)))
 
@@ -65,7 +65,7 @@ def test_memory_edits(memory):
 
 
 def test_memory_index(photos, fake):
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     draw = np.random.default_rng(0)
     names, images = [f"n{i % 50}" for i in range(1200)], [f"{i}.jpg" for i in range(1200)]
@@ -194,7 +194,7 @@ def test_a_renamed_memory_changes_names_at_once(captioner, examples, tmp_path, m
 
 
 def _with_memory(captioner, folder):
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     captioner.memory = VisualNameMemory.open(folder, captioner.encoder_fingerprint)
     return captioner

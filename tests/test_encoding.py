@@ -15,7 +15,7 @@ from tiny_run import world
 from evcap.cluster import Engine
 from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.named import NamedImage
 from evcap.predictor import Captioner
 

@@ -19,10 +19,10 @@ from eval import evaluate
 from evcap.benchmarks import BENCHMARKS, PAPER
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.ranking import RetrievedName
 from evcap.metrics import score
 from evcap.predictor import Caption
-from evcap.ranking import RetrievedName
 
 REPOSITORY = Path(__file__).parent.parent
 PICTURES = 13

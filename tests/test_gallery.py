@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.text import sentence_embedder
 from evcap.uhr.gallery import CLUSTER_DISTANCE, DELTA, Gallery
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_tools import APPROXIMATE, agree, clustered, exact, exhaustive, near, part, same, saved
 
-from evcap import index_kind
 from evcap.errors import EvcapError
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
+from evcap.memory import index_kind
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
 
 kinds = pytest.mark.parametrize("kind", APPROXIMATE)
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_tools import APPROXIMATE, clustered, flip, near, part, refusal, replaced, saved, with_manifest
 
-from evcap import memory_files
 from evcap.errors import EvcapError
-from evcap.index import FOURCC, map_index
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
-from evcap.memory_files import MemoryFormatError
+from evcap.memory import storage as memory_files
+from evcap.memory.index import FOURCC, map_index
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.storage import MemoryFormatError
 
 kinds = pytest.mark.parametrize("kind", APPROXIMATE)
 

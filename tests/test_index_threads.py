@@ -6,9 +6,9 @@ import faiss
 import numpy as np
 from memory_tools import clustered, near
 
-from evcap import index
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
+from evcap.memory import index
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
 
 
 def kept() -> tuple[int, ...]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
-from evcap.memory_files import MemoryFormatError
-from evcap.vocabulary import clean_name
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import clean_name
+from evcap.memory.storage import MemoryFormatError
 
 DTYPES = st.sampled_from([np.float16, np.float32])
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
 
 KILLS = 50
 WRITER = Path(__file__).parent / "memory_writer.py"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from memory_tools import flip, make, part, refusal, replaced, saved, with_manifest
 
-from evcap import memory_files
 from evcap.errors import EvcapError
-from evcap.index_kind import IndexKind
-from evcap.memory import VisualNameMemory
-from evcap.memory_files import MemoryFormatError
+from evcap.memory import storage as memory_files
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.storage import MemoryFormatError
 
 
 @pytest.fixture

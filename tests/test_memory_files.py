@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_tools import make, part, same
 
-from evcap import memory_files
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
-from evcap.vocabulary import clean_name
+from evcap.memory import storage as memory_files
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import clean_name
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from eval import memory_matters
 from eval.memory_matters import Config, paired_difference, rates, rename_test
 from evcap.config import load_preset, load_yaml
 from evcap.console import command
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import clean_name, pluralize
 from evcap.predictor import Caption
-from evcap.vocabulary import clean_name, pluralize
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 2}

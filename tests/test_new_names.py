@@ -17,9 +17,9 @@ from eval.new_names import Config, entries
 from evcap.config import load_yaml
 from evcap.console import command
 from evcap.datasets import CaptionedImage
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import NameFinder
 from evcap.predictor import Caption
-from evcap.vocabulary import NameFinder
 
 REPOSITORY = Path(__file__).parent.parent
 NAMES = ["kite", "tennis ball"]

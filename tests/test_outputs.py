@@ -162,7 +162,7 @@ def test_resuming_with_other_settings_is_refused(interrupted, more, named):
     import numpy as np
 
     from evcap.config import PRESET_FOLDER
-    from evcap.memory import VisualNameMemory
+    from evcap.memory.memory import VisualNameMemory
 
     VisualNameMemory.build(np.eye(2, dtype=np.float32), ["a", "b"], ["s"] * 2, ["a", "b"], ENCODER).save("other")
     text = (PRESET_FOLDER / "embedded.yaml").read_text().replace("../assets", str(PRESET_FOLDER.parent / "assets"))

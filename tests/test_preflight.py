@@ -11,7 +11,7 @@ import pytest
 
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.preflight import check_model, checked_decoding, made_with
 
 ASSETS = PRESET_FOLDER.parent / "assets" / "embedded"

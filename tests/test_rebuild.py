@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from evcap.config import shipped_memory
 from evcap.errors import EvcapError
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from memory import rebuild
 
 NAMES = ["red/crimson", "teapot", "kite_(toy)/paper kite", "wolf", "stop sign"]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.datasets import read_name_list
+from evcap.memory.names import clean_name, pluralize
 from evcap.renaming import Renamer
-from evcap.vocabulary import clean_name, pluralize
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
 SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]

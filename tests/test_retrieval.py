@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_memory import rule_of_the_release, unit
 
-from evcap.memory import VisualNameMemory
-from evcap.ranking import image_key
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.ranking import image_key
 
 SETTINGS = [(5, 32, 10), (1, 32, 10), (3, 96, 40), (5, 8, 3), (20, 640, 50), (5, 1, 10)]  # hits, keep, names; release, paper
 

@@ -17,7 +17,7 @@ from data import make_mosaic
 from eval import calibrate_scenes, scenes
 from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
 from evcap.console import command
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.retrieval import Retriever

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evcap.config import RetrievalConfig
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan

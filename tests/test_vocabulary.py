@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.config import shipped_memory
-from evcap.memory import VisualNameMemory
-from evcap.vocabulary import NameFinder, clean_name, f1_scores, naming_statistics, pluralize, spoken_name
+from evcap.memory.memory import VisualNameMemory
+from evcap.memory.names import NameFinder, clean_name, f1_scores, naming_statistics, pluralize, spoken_name
 
 WORDS = ["dog", "hot dog", "dog house", "glass", "glasses", "bus", "fire hydrant", "wolf", "wolves", "man", "baby", "c++"]
 

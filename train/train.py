@@ -30,7 +30,7 @@ from evcap.datasets import read_name_list
 from evcap.errors import EvcapError
 from evcap.features import cached_names, cached_queries
 from evcap.loop import Learner, TrainingLoop
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
-from evcap.memory import RetrievedName
+from evcap.memory.memory import RetrievedName
 from evcap.predictor import Caption, Captioner
 from evcap.raster.geo import cell_words
 from evcap.raster.raster import Raster

@@ -14,7 +14,7 @@ import torch
 
 from evcap.errors import EvcapError
 from evcap.features import cached_sentences
-from evcap.memory import VisualNameMemory
+from evcap.memory.memory import VisualNameMemory
 
 REDUCERS = ("mean", "cluster", "rerank")
 DELTA = 0.5

@@ -18,10 +18,10 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
+from evcap.memory.names import pluralize
 from evcap.text import FUNCTION_WORDS
 from evcap.uhr.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
 from evcap.uhr.question import NoPhrases
-from evcap.vocabulary import pluralize
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,7 @@
     manifest.json               format, encoder fingerprint, counts, key type; name, size and SHA-256 of the other files
     keys-XXXXXXXX.safetensors   tensor "keys" (M,D), float16 or float32, rows of unit length
     names-XXXXXXXX.json         name, source and image of each entry
-    index-XXXXXXXX.faiss        the index of a large memory, see evcap.index; absent where every search compares all keys
+    index-XXXXXXXX.faiss        the index of a large memory, see evcap.memory.index; absent where every search compares all keys
 
 A save writes new files for what has changed and then replaces the manifest, the one file that decides which files count: a
 process killed at any moment leaves the old memory or the new one. Its other file, .lock, is what writers wait for.
@@ -26,11 +26,11 @@ import numpy as np
 
 from evcap.errors import EvcapError
 from evcap.files import read_regular
-from evcap.index import CHUNK, ApproximateIndex, map_index
-from evcap.index_kind import IndexKind
-from evcap.memory_manifest import COLUMNS, OWN_FILE, Contents, MemoryFormatError, manifest_of, parse_manifest
+from evcap.memory.index import CHUNK, ApproximateIndex, map_index
+from evcap.memory.index_kind import IndexKind
+from evcap.memory.manifest import COLUMNS, OWN_FILE, Contents, MemoryFormatError, manifest_of, parse_manifest
+from evcap.memory.names import clean_name, shown
 from evcap.text_files import one_line
-from evcap.vocabulary import clean_name, shown
 
 LARGEST_MANIFEST, LARGEST_HEADER, LARGEST_NAMES = 2**20, 2**20, 2**16  # bytes
 LARGEST_ENTRY = 2**14  # bytes of a name, its source and its image

@@ -1,4 +1,4 @@
-"""The manifest of a memory on disk: what it tells, and how that is checked. The files are those of evcap.memory_files."""
+"""The manifest of a memory on disk: what it tells, and how that is checked. The files are those of evcap.memory.storage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.index import ApproximateIndex
-from evcap.index_kind import SETTINGS, IndexKind
+from evcap.memory.index import ApproximateIndex
+from evcap.memory.index_kind import SETTINGS, IndexKind
 from evcap.text_files import brief
 
 FORMATS = (1, 2)  # 2 has an index file

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evcap.duplicates import KnownEntries
 from evcap.errors import EvcapError
-from evcap.index import CHUNK, ApproximateIndex, build_index, exact_search, on_gpus
-from evcap.index_kind import FEWEST, IndexKind, kind_for
-from evcap.memory_files import check_units, read_memory, write_memory
-from evcap.memory_manifest import COLUMNS, Contents, MemoryFormatError
-from evcap.ranking import Owners, RetrievedName, ranked_names
+from evcap.memory.duplicates import KnownEntries
+from evcap.memory.index import CHUNK, ApproximateIndex, build_index, exact_search, on_gpus
+from evcap.memory.index_kind import FEWEST, IndexKind, kind_for
+from evcap.memory.manifest import COLUMNS, Contents, MemoryFormatError
+from evcap.memory.names import clean_name
+from evcap.memory.ranking import Owners, RetrievedName, ranked_names
+from evcap.memory.storage import check_units, read_memory, write_memory
 from evcap.text_files import brief
-from evcap.vocabulary import clean_name
 
 ROUNDING = 5e-4  # of the length of a unit vector, by its float16 numbers
 

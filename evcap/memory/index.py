@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.index_kind import FEWEST, SETTINGS, IndexKind
+from evcap.memory.index_kind import FEWEST, SETTINGS, IndexKind
 
 FOURCC = {
     IndexKind.ivf: (b"IwSq", b"IwFl"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evcap.vocabulary import clean_name
+from evcap.memory.names import clean_name
 
 
 @dataclass(frozen=True)

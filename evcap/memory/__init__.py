@@ -1,0 +1,1 @@
+"""The external visual-name memory: entries, names, retrieval, indexes, and its folder on disk."""
