@@ -27,7 +27,7 @@ from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
 from evcap.figures import spread, write_figures
 from evcap.images.opening import find_images
-from evcap.language import LanguageModel, Prompt
+from evcap.language.model import LanguageModel, Prompt
 from evcap.predictor import Captioner
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
@@ -62,7 +62,7 @@ def without_cache(language: LanguageModel, prompts: Prompt, decoding: DecodingCo
 
 
 def beams_from_scratch(language: LanguageModel, prompt: torch.Tensor, decoding: DecodingConfig) -> list[int]:
-    """The best hypothesis for one prompt (P,d), by the rules of evcap.search."""
+    """The best hypothesis for one prompt (P,d), by the rules of evcap.language.beam_search."""
     beams, stop = decoding.beams, language.newline
     live, done = [(0.0, [])], []
     for length in range(1, decoding.max_length + 1):

@@ -21,7 +21,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evcap.figures import spread, write_figures
-from evcap.release_search import release_search
+from evcap.language.release_search import release_search
 
 RESULTS = Path(__file__).parent / "results" / "release_decoding.json"
 PROMPT = 66  # positions: BOS, 40 vectors and about 25 tokens of the paper's prompt

@@ -26,8 +26,8 @@ from evcap.captioner import trained_parts
 from evcap.console import DataFolder, command
 from evcap.features import cached_queries
 from evcap.figures import spread, write_figures
+from evcap.language.sentences import clean_caption
 from evcap.predictor import Captioner
-from evcap.text import clean_caption
 from evcap.training import parameter_groups, read_split
 
 RESULTS = Path(__file__).parent / "results" / "training.json"

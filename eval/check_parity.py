@@ -30,9 +30,9 @@ from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
 from evcap.fusion import Retrieved
-from evcap.language import LanguageModel
+from evcap.language.model import LanguageModel
+from evcap.language.release_search import release_search
 from evcap.memory.memory import VisualNameMemory
-from evcap.release_search import release_search
 from evcap.uhr.plans import make_plan
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release

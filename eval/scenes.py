@@ -30,11 +30,11 @@ from rich.table import Table
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.files import write_text
+from evcap.language.sentences import sentence_embedder
+from evcap.language.similarity import nearest_query
 from evcap.progress import tqdm
 from evcap.qformer import mean_keys
 from evcap.raster.raster import Raster
-from evcap.similarity import nearest_query
-from evcap.text import sentence_embedder
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse

@@ -15,7 +15,7 @@ from evcap.captioner import EVCap, QueryEncoder, load_parts
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameTokenizer
-from evcap.language import LanguageModel
+from evcap.language.model import LanguageModel
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
 from evcap.weights.sources import local_or_hub

@@ -13,7 +13,7 @@ from evcap.backbone import build_backbone
 from evcap.config import DecodingConfig, Preset
 from evcap.errors import EvcapError
 from evcap.fusion import NameFusion, Retrieved
-from evcap.language import Block, Hypothesis, LanguageModel, PackedCaptions
+from evcap.language.model import Block, Hypothesis, LanguageModel, PackedCaptions
 from evcap.qformer import QFormer
 from evcap.runtime import full_precision
 

@@ -98,7 +98,7 @@ class DecodingConfig:
     # weights in the choice among the beams, beside likelihood
     likeness: float = 0.0  # of image-text similarity
     phrases: float = 0.0  # of the phrase model
-    search: str = "beam"  # or "release", the rule of the EVCap release (evcap/release_search.py)
+    search: str = "beam"  # or "release", the rule of the EVCap release (evcap/language/release_search.py)
 
 
 @dataclass(frozen=True)

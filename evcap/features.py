@@ -16,12 +16,12 @@ from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.files import write_text
 from evcap.images.opening import open_image, to_tensor
+from evcap.language.sentences import SentenceEmbedder
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import image_key
 from evcap.prefetch import prefetched
 from evcap.progress import tqdm
 from evcap.runtime import full_precision
-from evcap.text import SentenceEmbedder
 from evcap.weights.wheels import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
 BATCH = 64  # pictures that go through the frozen parts together

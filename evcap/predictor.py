@@ -14,14 +14,14 @@ import torch
 
 from evcap.build import build_model, name_tokenizer
 from evcap.captioner import QueryEncoder
-from evcap.choice import BeamChoice
 from evcap.config import Preset, assets_folder, fingerprinted, load_preset
 from evcap.errors import EvcapError
 from evcap.images.inputs import Picture, as_list, open_picture
 from evcap.images.opening import to_tensor
+from evcap.language.phrases import PhraseModel
+from evcap.language.rerank import BeamChoice
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
-from evcap.phrases import PhraseModel
 from evcap.qformer import mean_keys
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint

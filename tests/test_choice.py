@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from tiny import tiny_evcap
 from torch import nn
 
-from evcap.choice import BeamChoice
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
-from evcap.language import Hypothesis
+from evcap.language.model import Hypothesis
+from evcap.language.phrases import EIGHT_BITS, PhraseModel
+from evcap.language.rerank import BeamChoice
+from evcap.language.sentences import SentenceEmbedder
 from evcap.memory.names import NameFinder
-from evcap.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
-from evcap.text import SentenceEmbedder
 
 TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog runs on grass", "A dragon", "A man sits"]
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
+from evcap.language.sentences import sentence_embedder
 from evcap.memory.memory import VisualNameMemory
-from evcap.text import sentence_embedder
 from evcap.uhr.gallery import CLUSTER_DISTANCE, DELTA, Gallery
 
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evcap.captioner import EVCap, trained_parts
 from evcap.config import load_preset
 from evcap.fusion import Retrieved
-from evcap.language import LanguageModel
+from evcap.language.model import LanguageModel
 
 
 class Letters:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_run import finish, start, world
 
 from evcap.errors import EvcapError
-from evcap.phrases import EIGHT_BITS, PhraseModel
+from evcap.language.phrases import EIGHT_BITS, PhraseModel
 from evcap.predictor import Captioner
 from evcap.weights.wheels import write_safetensors
 

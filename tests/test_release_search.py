@@ -9,7 +9,7 @@ from tiny import tiny_language, tiny_llm
 from bench.release_decoding import release_way
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
-from evcap.release_search import release_search
+from evcap.language.release_search import release_search
 
 VOCABULARY = 24
 

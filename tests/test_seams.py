@@ -9,7 +9,7 @@ from evcap.backbone import build_backbone
 from evcap.captioner import PatchEmbeddingNorm
 from evcap.config import DecodingConfig, load_preset
 from evcap.fusion import Retrieved
-from evcap.language import TextBlock
+from evcap.language.model import TextBlock
 
 DECODING = DecodingConfig(beams=2, max_length=6)
 

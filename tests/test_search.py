@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.decoding import beams_from_scratch
 from evcap.config import DecodingConfig
-from evcap.search import beam_search, share_prompts
+from evcap.language.beam_search import beam_search, share_prompts
 
 VOCABULARY, STOP = 16, 3
 

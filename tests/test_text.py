@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from evcap.text import FUNCTION_WORDS, SentenceEmbedder, clean_caption, content_words
+from evcap.language.sentences import FUNCTION_WORDS, SentenceEmbedder, clean_caption, content_words
 from evcap.weights.wheels import MINILM_WEIGHTS
 
 SENTENCES = [

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from evcap.errors import EvcapError
-from evcap.similarity import nearest_query
+from evcap.language.similarity import nearest_query
 from evcap.uhr.towers import ClipTower, QueryTower
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evcap.captioner import EVCap
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
-from evcap.language import LanguageModel
+from evcap.language.model import LanguageModel
 
 CHARACTERS = ["<s>", "<unk>", *"\n :,.", *string.ascii_letters]
 

@@ -18,10 +18,10 @@ from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.features import cached_queries
-from evcap.phrases import PhraseModel
+from evcap.language.phrases import PhraseModel
+from evcap.language.sentences import clean_caption
 from evcap.predictor import encoder_fingerprint
 from evcap.qformer import mean_keys
-from evcap.text import clean_caption
 from evcap.training import read_split
 
 

@@ -26,11 +26,11 @@ from evcap.captioner import EVCap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.features import cached_patches, cached_sentences
+from evcap.language.sentences import clean_caption, content_words
+from evcap.language.similarity import TextTower, nearest_query
 from evcap.loop import Learner, TrainingLoop
 from evcap.metrics import cider
 from evcap.runtime import half_precision
-from evcap.similarity import TextTower, nearest_query
-from evcap.text import clean_caption, content_words
 from evcap.training import read_split
 
 

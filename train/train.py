@@ -29,13 +29,13 @@ from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets import read_name_list
 from evcap.errors import EvcapError
 from evcap.features import cached_names, cached_queries
+from evcap.language.sentences import SentenceEmbedder, clean_caption
 from evcap.loop import Learner, TrainingLoop
 from evcap.memory.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
 from evcap.runtime import full_precision, half_precision
-from evcap.text import SentenceEmbedder, clean_caption
 from evcap.training import read_split
 
 

@@ -18,8 +18,8 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
+from evcap.language.sentences import FUNCTION_WORDS
 from evcap.memory.names import pluralize
-from evcap.text import FUNCTION_WORDS
 from evcap.uhr.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
 from evcap.uhr.question import NoPhrases
 
@@ -117,7 +117,7 @@ class ModelPhrases:
         return torch.tensor(["]" in text for text in self.tokenizer.batch_decode(ids[:, -1:])], device=ids.device)
 
     def _prompt(self, question: str) -> list[int]:
-        from evcap.language import chat_tokens
+        from evcap.language.model import chat_tokens
 
         return chat_tokens(self.tokenizer, messages(question), OPENING)
 

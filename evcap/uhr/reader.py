@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evcap.language import chat_tokens
+from evcap.language.model import chat_tokens
 from evcap.raster.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
-    from evcap.language import LanguageModel
+    from evcap.language.model import LanguageModel
     from evcap.raster.raster import Raster
     from evcap.uhr.evidence import Evidence
     from evcap.uhr.question import Question

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from evcap.config import RetrievalConfig
+from evcap.language.sentences import sentence_embedder
+from evcap.language.similarity import nearest_query
 from evcap.prefetch import prefetched
 from evcap.qformer import mean_keys
 from evcap.raster.geo import suppress
 from evcap.raster.raster import Raster
-from evcap.similarity import nearest_query
-from evcap.text import sentence_embedder
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.tiles import TileIndex
 from evcap.uhr.towers import Tower

@@ -12,8 +12,8 @@ from PIL import Image
 
 from evcap.dual_encoder import DualEncoder
 from evcap.errors import EvcapError
+from evcap.language.similarity import TextTower
 from evcap.predictor import Captioner
-from evcap.similarity import TextTower
 
 
 class Tower(Protocol):

@@ -11,9 +11,9 @@ from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
 from evcap.errors import EvcapError
-from evcap.lora import add_lora, merge_lora, plain_twin
-from evcap.release_search import release_search
-from evcap.search import beam_search, share_prompts
+from evcap.language.beam_search import beam_search, share_prompts
+from evcap.language.lora import add_lora, merge_lora, plain_twin
+from evcap.language.release_search import release_search
 
 IGNORED = -100
 RELEASE_STOPS = ("\n", ".", " .")

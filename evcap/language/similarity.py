@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from evcap.text import clean_caption, sentence_embedder
+from evcap.language.sentences import clean_caption, sentence_embedder
 
 
 def nearest_query(queries: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from evcap.config import DecodingConfig
-from evcap.language import Hypothesis
+from evcap.language.model import Hypothesis
+from evcap.language.phrases import PhraseModel
+from evcap.language.similarity import TextTower, nearest_query
 from evcap.memory.names import NameFinder
-from evcap.phrases import PhraseModel
-from evcap.similarity import TextTower, nearest_query
 
 LEADING = 2  # retrieved names that a caption should say, best first
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from evcap.errors import EvcapError
+from evcap.language.sentences import plain_words
 from evcap.qformer import mean_keys
-from evcap.text import plain_words
 from evcap.weights.wheels import read_with_metadata, write_safetensors
 
 EIGHT_BITS = torch.float8_e4m3fn
