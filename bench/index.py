@@ -59,8 +59,8 @@ def real_vectors(data: Path) -> tuple[np.ndarray, np.ndarray]:
 
     from evcap.datasets import read_coco_captions
     from evcap.features import cached_queries
+    from evcap.model.qformer import mean_keys
     from evcap.predictor import Captioner
-    from evcap.qformer import mean_keys
 
     captioner = Captioner.load()
 

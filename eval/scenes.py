@@ -32,8 +32,8 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.files import write_text
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
+from evcap.model.qformer import mean_keys
 from evcap.progress import tqdm
-from evcap.qformer import mean_keys
 from evcap.raster.raster import Raster
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at

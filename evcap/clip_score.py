@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cosine_similarity
 
-from evcap.dual_encoder import DualEncoder
 from evcap.images.opening import open_image
+from evcap.model.dual_encoder import DualEncoder
 
 WEIGHT = 2.5  # of a cosine, as in the paper: scores lie in 0..1 about as those of other measures
 PROMPT = "A photo depicts "  # before every caption and reference, as in the paper

@@ -18,7 +18,6 @@ import torch
 import typer
 from PIL import Image
 
-from evcap.build import build_encoder
 from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
@@ -26,6 +25,7 @@ from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
+from evcap.model.build import build_encoder
 from evcap.named import CORNERS, NamedImage, columns
 from evcap.predictor import Captioner
 from evcap.progress import tqdm

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evcap.captioner import QueryEncoder
 from evcap.config import MemoryConfig
 from evcap.datasets import CaptionedImage
 from evcap.files import write_text
@@ -19,6 +18,7 @@ from evcap.images.opening import open_image, to_tensor
 from evcap.language.sentences import SentenceEmbedder
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import image_key
+from evcap.model.evcap import QueryEncoder
 from evcap.prefetch import prefetched
 from evcap.progress import tqdm
 from evcap.runtime import full_precision

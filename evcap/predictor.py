@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evcap.build import build_model, name_tokenizer
-from evcap.captioner import QueryEncoder
 from evcap.config import Preset, assets_folder, fingerprinted, load_preset
 from evcap.errors import EvcapError
 from evcap.images.inputs import Picture, as_list, open_picture
@@ -22,7 +20,9 @@ from evcap.language.phrases import PhraseModel
 from evcap.language.rerank import BeamChoice
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
-from evcap.qformer import mean_keys
+from evcap.model.build import build_model, name_tokenizer
+from evcap.model.evcap import QueryEncoder
+from evcap.model.qformer import mean_keys
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from evcap.qformer import QFormer
+from evcap.model.qformer import QFormer
 
 BLIP2_NAMES = {
     "self_attention.out": "attention.output.dense",

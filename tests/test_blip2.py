@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Blip2Config, Blip2QFormerModel, Blip2VisionModel
 
-from evcap.backbone import build_backbone
-from evcap.captioner import EVCap, skeleton
 from evcap.config import load_preset
 from evcap.errors import EvcapError
+from evcap.model.evcap import EVCap, skeleton
+from evcap.model.vision import build_backbone
 from evcap.weights.blip2 import frozen_tensors, load_blip2, our_name, read_blip2, reason_to_leave_out, renamed, to_transformers
 
 

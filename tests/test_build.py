@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 import evcap
-from evcap.build import build_model
 from evcap.config import load_preset
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
+from evcap.model.build import build_model
 
 
 def test_a_language_model_that_cannot_be_had():

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from evcap.build import build_language
 from evcap.config import LanguageConfig
 from evcap.errors import EvcapError
+from evcap.model.build import build_language
 from evcap.synthesis import model_mark
 from evcap.uhr.towers import ClipTower
 from evcap.weights import checkpoints

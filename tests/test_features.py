@@ -13,9 +13,9 @@ from PIL import Image
 from tiny import tiny_evcap
 from torch import nn
 
-from evcap.captioner import EVCap
 from evcap.datasets import CaptionedImage
 from evcap.features import FeatureCache, cached_patches, cached_queries
+from evcap.model.evcap import EVCap
 
 REPOSITORY = Path(__file__).parent.parent
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)

@@ -10,9 +10,9 @@ from qformer_reference import randomise, to_blip2, written_out
 from tiny import tiny_preset
 from transformers import BertConfig, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 
-from evcap.build import name_tokenizer
 from evcap.config import LanguageConfig, QFormerConfig
-from evcap.fusion import MAX_PIECES, NameEmbeddings, NameFusion
+from evcap.model.build import name_tokenizer
+from evcap.model.name_fusion import MAX_PIECES, NameEmbeddings, NameFusion
 
 CLS, SEP, PAD = 101, 102, 0
 BATCH = [["frisbee", "traffic light"], ["dog"], []]

@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from bench.release_decoding import release_way
-from evcap.build import build_language, language_precision_in_training
 from evcap.config import LanguageConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.language.model import LanguageModel
 from evcap.language.release_search import release_search
+from evcap.model.build import build_language, language_precision_in_training
 
 SIZES = {
     "vocab_size": len(CHARACTERS),

@@ -3,8 +3,8 @@
 import torch
 from tiny import tiny_evcap, tiny_llm
 
-from evcap.captioner import load_parts, trained_parts
 from evcap.language.lora import LoraLinear, add_lora, merge_lora, plain_twin
+from evcap.model.evcap import load_parts, trained_parts
 
 IDS = torch.arange(3, 15).view(2, 6)
 LAYERS, TARGETS = 2, 7

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evcap.captioner import EVCap, trained_parts
 from evcap.config import load_preset
-from evcap.fusion import Retrieved
 from evcap.language.model import LanguageModel
+from evcap.model.evcap import EVCap, trained_parts
+from evcap.model.name_fusion import Retrieved
 
 
 class Letters:

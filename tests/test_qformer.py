@@ -9,7 +9,7 @@ from qformer_reference import randomise, to_blip2, written_out
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from evcap.config import QFormerConfig
-from evcap.qformer import QFormer
+from evcap.model.qformer import QFormer
 
 SMALL = QFormerConfig(width=24, layers=4, heads=3, intermediate=40, cross_attention_every=2)
 CONTEXT = 20

@@ -12,9 +12,9 @@ from lavis_files import lavis_qformer, lavis_tower, release_tensors, small_paper
 from qformer_reference import written_out
 from torch import nn
 
-from evcap.captioner import EVCap, skeleton, trained_parts
 from evcap.errors import EvcapError
-from evcap.fusion import Retrieved
+from evcap.model.evcap import EVCap, skeleton, trained_parts
+from evcap.model.name_fusion import Retrieved
 from evcap.weights.checkpoints import read_tensors
 from evcap.weights.release import read_release, read_release_memory
 

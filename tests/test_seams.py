@@ -5,11 +5,11 @@ import pytest
 import torch
 from tiny import tiny_evcap, tiny_language
 
-from evcap.backbone import build_backbone
-from evcap.captioner import PatchEmbeddingNorm
 from evcap.config import DecodingConfig, load_preset
-from evcap.fusion import Retrieved
 from evcap.language.model import TextBlock
+from evcap.model.evcap import PatchEmbeddingNorm
+from evcap.model.name_fusion import Retrieved
+from evcap.model.vision import build_backbone
 
 DECODING = DecodingConfig(beams=2, max_length=6)
 

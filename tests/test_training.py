@@ -13,10 +13,10 @@ from tiny_run import REPOSITORY, STEPS, config_for, finish, log, start, straight
 from torch import nn
 
 from evcap import loop
-from evcap.captioner import load_parts, trained_parts
 from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.loop import whole_tensors
+from evcap.model.evcap import load_parts, trained_parts
 from evcap.training import RunFolder, parameter_groups
 from evcap.weights.wheels import read_safetensors
 from train import train

@@ -8,9 +8,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evcap.captioner import EVCap
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
 from evcap.language.model import LanguageModel
+from evcap.model.evcap import EVCap
 
 CHARACTERS = ["<s>", "<unk>", *"\n :,.", *string.ascii_letters]
 

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 from tiny import tiny_llm, tiny_tokenizer
 
-from evcap.build import build_model
-from evcap.captioner import trained_parts
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.memory.memory import VisualNameMemory
+from evcap.model.build import build_model
+from evcap.model.evcap import trained_parts
 from evcap.predictor import Captioner
 from evcap.weights.wheels import write_safetensors
 

@@ -14,14 +14,14 @@ from typing import Annotated
 import torch
 import typer
 
-from evcap.build import build_model
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.features import cached_queries
 from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
+from evcap.model.build import build_model
+from evcap.model.qformer import mean_keys
 from evcap.predictor import encoder_fingerprint
-from evcap.qformer import mean_keys
 from evcap.training import read_split
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 from evcap.config import RetrievalConfig
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
+from evcap.model.qformer import mean_keys
 from evcap.prefetch import prefetched
-from evcap.qformer import mean_keys
 from evcap.raster.geo import suppress
 from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery

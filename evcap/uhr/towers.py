@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from evcap.dual_encoder import DualEncoder
 from evcap.errors import EvcapError
 from evcap.language.similarity import TextTower
+from evcap.model.dual_encoder import DualEncoder
 from evcap.predictor import Captioner
 
 

@@ -18,7 +18,7 @@ from evcap.errors import EvcapError
 from evcap.weights.checkpoints import read_tensors
 
 if TYPE_CHECKING:
-    from evcap.captioner import QueryEncoder
+    from evcap.model.evcap import QueryEncoder
 
 Layout = dict[str, str]
 Tensors = dict[str, torch.Tensor]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from evcap.backbone import build_backbone
 from evcap.config import DecodingConfig, Preset
 from evcap.errors import EvcapError
-from evcap.fusion import NameFusion, Retrieved
 from evcap.language.model import Block, Hypothesis, LanguageModel, PackedCaptions
-from evcap.qformer import QFormer
+from evcap.model.name_fusion import NameFusion, Retrieved
+from evcap.model.qformer import QFormer
+from evcap.model.vision import build_backbone
 from evcap.runtime import full_precision
 
 # what parts of the model were called in files of trained tensors, and are called now

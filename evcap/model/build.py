@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evcap.backbone import VisionEncoder, build_backbone
-from evcap.captioner import EVCap, QueryEncoder, load_parts
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
-from evcap.fusion import NameTokenizer
 from evcap.language.model import LanguageModel
+from evcap.model.evcap import EVCap, QueryEncoder, load_parts
+from evcap.model.name_fusion import NameTokenizer
+from evcap.model.vision import VisionEncoder, build_backbone
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
 from evcap.weights.sources import local_or_hub

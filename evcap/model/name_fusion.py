@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evcap.config import Preset
-from evcap.qformer import QFormer
+from evcap.model.qformer import QFormer
 
 SEPARATOR = " [SEP] "
 MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap release
