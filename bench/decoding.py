@@ -23,12 +23,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from evcap.captioner import Captioner
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
 from evcap.figures import spread, write_figures
 from evcap.images.opening import find_images
 from evcap.language.model import LanguageModel, Prompt
-from evcap.predictor import Captioner
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 

@@ -57,10 +57,10 @@ def real_vectors(data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Keys (R,384) and query features (100,32,384) of real photos by the shipped model, float32."""
     import torch
 
+    from evcap.captioner import Captioner
     from evcap.datasets import read_coco_captions
     from evcap.features import cached_queries
     from evcap.model.qformer import mean_keys
-    from evcap.predictor import Captioner
 
     captioner = Captioner.load()
 

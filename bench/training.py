@@ -22,12 +22,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from evcap.captioner import Captioner
 from evcap.console import DataFolder, command
 from evcap.features import cached_queries
 from evcap.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts
-from evcap.predictor import Captioner
 from evcap.training import parameter_groups, read_split
 
 RESULTS = Path(__file__).parent / "results" / "training.json"

@@ -24,13 +24,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from evcap.captioner import encoder_fingerprint
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.evcap import skeleton, trained_parts
-from evcap.predictor import encoder_fingerprint
 from evcap.start import first_tensors
 from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.weights.release import read_release, read_release_memory

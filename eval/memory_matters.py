@@ -27,6 +27,7 @@ import torch
 import typer
 
 import evcap
+from evcap.captioner import Caption, Captioner
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import read_coco_captions
@@ -34,7 +35,6 @@ from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder, clean_name
 from evcap.metrics import per_image_cider, score
-from evcap.predictor import Caption, Captioner
 
 OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
 

@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from evcap.captioner import Captioner
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets import CaptionedImage, read_coco_captions
@@ -26,7 +27,6 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.names import NameFinder, clean_name, f1_scores
 from evcap.metrics import cider
-from evcap.predictor import Captioner
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,6 @@ def load(preset: str = "embedded", memory=None, device: str | None = None):
     shipped one. device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
     Raises evcap.errors.EvcapError with one line when a part is missing or does not fit.
     """
-    from evcap.predictor import Captioner  # torch is imported here, not by `import evcap`
+    from evcap.captioner import Captioner  # torch is imported here, not by `import evcap`
 
     return Captioner.load(preset, memory, device=device)

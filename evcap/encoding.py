@@ -18,6 +18,7 @@ import torch
 import typer
 from PIL import Image
 
+from evcap.captioner import Captioner
 from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
@@ -27,7 +28,6 @@ from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_encoder
 from evcap.named import CORNERS, NamedImage, columns
-from evcap.predictor import Captioner
 from evcap.progress import tqdm
 from evcap.runtime import pick_device
 

@@ -11,7 +11,7 @@ from evcap.config import assets_folder, load_preset, preset_path
 from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
-    from evcap.predictor import Captioner
+    from evcap.captioner import Captioner
 
 
 def marks(preset: str, captioner: Captioner) -> dict[str, str]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import tiny_evcap
 from torch import nn
 
+from evcap.captioner import Captioner
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
 from evcap.language.model import Hypothesis
@@ -16,7 +17,6 @@ from evcap.language.phrases import EIGHT_BITS, PhraseModel
 from evcap.language.rerank import BeamChoice
 from evcap.language.sentences import SentenceEmbedder
 from evcap.memory.names import NameFinder
-from evcap.predictor import Captioner
 
 TEXTS = ["A man rides a dragon", "A man rides a bike", "Two dogs run", "A dog runs on grass", "A dragon", "A man sits"]
 

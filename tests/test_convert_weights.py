@@ -16,8 +16,8 @@ from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
 
 from data.convert_weights import app
+from evcap.captioner import Captioner
 from evcap.model.name_fusion import NameEmbeddings
-from evcap.predictor import Captioner
 
 REPOSITORY = Path(__file__).parent.parent
 

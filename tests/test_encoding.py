@@ -12,12 +12,12 @@ from forks import Fork
 from PIL import Image
 from tiny_run import world
 
+from evcap.captioner import Captioner
 from evcap.cluster import Engine
 from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
 from evcap.named import NamedImage
-from evcap.predictor import Captioner
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 import evcap
 from eval import evaluate
 from evcap.benchmarks import BENCHMARKS, PAPER
+from evcap.captioner import Caption
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.metrics import score
-from evcap.predictor import Caption
 
 REPOSITORY = Path(__file__).parent.parent
 PICTURES = 13

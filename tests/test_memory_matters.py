@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import evcap
 from eval import memory_matters
 from eval.memory_matters import Config, paired_difference, rates, rename_test
+from evcap.captioner import Caption
 from evcap.config import load_preset, load_yaml
 from evcap.console import command
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name, pluralize
-from evcap.predictor import Caption
 
 REPOSITORY = Path(__file__).parent.parent
 SETTINGS = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 2}

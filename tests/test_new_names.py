@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from eval import new_names
 from eval.new_names import Config, entries
+from evcap.captioner import Caption
 from evcap.config import load_yaml
 from evcap.console import command
 from evcap.datasets import CaptionedImage
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder
-from evcap.predictor import Caption
 
 REPOSITORY = Path(__file__).parent.parent
 NAMES = ["kite", "tennis ball"]

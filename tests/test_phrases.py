@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import finish, start, world
 
+from evcap.captioner import Captioner
 from evcap.errors import EvcapError
 from evcap.language.phrases import EIGHT_BITS, PhraseModel
-from evcap.predictor import Captioner
 from evcap.weights.wheels import write_safetensors
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "grass", "sofa"]

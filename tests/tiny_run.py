@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 from tiny import tiny_llm, tiny_tokenizer
 
+from evcap.captioner import Captioner
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_model
 from evcap.model.evcap import trained_parts
-from evcap.predictor import Captioner
 from evcap.weights.wheels import write_safetensors
 
 REPOSITORY = Path(__file__).parent.parent

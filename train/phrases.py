@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
+from evcap.captioner import encoder_fingerprint
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.features import cached_queries
@@ -21,7 +22,6 @@ from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
 from evcap.model.build import build_model
 from evcap.model.qformer import mean_keys
-from evcap.predictor import encoder_fingerprint
 from evcap.training import read_split
 
 

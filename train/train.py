@@ -22,6 +22,7 @@ from typing import Annotated
 import torch
 import typer
 
+from evcap.captioner import Captioner, encoder_fingerprint
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets import read_name_list
@@ -33,7 +34,6 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.model.build import build_model, language_precision_in_training, name_tokenizer
 from evcap.model.evcap import EVCap
-from evcap.predictor import Captioner, encoder_fingerprint
 from evcap.renaming import Renamer
 from evcap.runtime import full_precision, half_precision
 from evcap.training import read_split

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evcap.captioner import Caption, Captioner
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.memory.memory import RetrievedName
-from evcap.predictor import Caption, Captioner
 from evcap.raster.geo import cell_words
 from evcap.raster.raster import Raster
 from evcap.uhr.calibration import calibrated

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from evcap.captioner import Captioner
 from evcap.errors import EvcapError
 from evcap.language.similarity import TextTower
 from evcap.model.dual_encoder import DualEncoder
-from evcap.predictor import Captioner
 
 
 class Tower(Protocol):

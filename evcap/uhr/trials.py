@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from evcap.captioner import Captioner
 from evcap.config import RetrievalConfig, assets_folder, load_preset
 from evcap.encoding import Encoder
 from evcap.errors import EvcapError
-from evcap.predictor import Captioner
 from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.plans import make_plan
