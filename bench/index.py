@@ -58,7 +58,7 @@ def real_vectors(data: Path) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     from evcap.captioner import Captioner
-    from evcap.datasets import read_coco_captions
+    from evcap.datasets.coco import read_coco_captions
     from evcap.features import cached_queries
     from evcap.model.qformer import mean_keys
 

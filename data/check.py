@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from evcap.benchmarks import BENCHMARKS
 from evcap.console import command
-from evcap.datasets import CaptionedImage, read_coco_captions, read_instances
+from evcap.datasets.benchmarks import BENCHMARKS
+from evcap.datasets.coco import CaptionedImage, read_coco_captions, read_instances
 from evcap.errors import EvcapError
 from evcap.images.opening import open_image
 

@@ -20,8 +20,8 @@ from typing import Annotated
 
 import typer
 
-from evcap.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.console import DataFolder, NoBars, command, complain
+from evcap.datasets.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.progress import tqdm

@@ -30,13 +30,13 @@ from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
 
 from evcap.console import DataFolder, NoBars, command
-from evcap.datasets import read_coco_captions
+from evcap.datasets.coco import read_coco_captions
+from evcap.datasets.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
+from evcap.datasets.ucm import UCM
 from evcap.errors import EvcapError
 from evcap.images.opening import find_images, open_image
 from evcap.progress import tqdm
 from evcap.raster.blocks import is_whole
-from evcap.uhr.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
-from evcap.uhr.ucm import UCM
 
 BLOCK, HALF = 512, 256  # pixels, of the TIFF's tiles
 LEVEL = 6  # of DEFLATE

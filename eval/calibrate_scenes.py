@@ -19,10 +19,10 @@ import typer
 
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
+from evcap.datasets.scenes import read_scene
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster
 from evcap.uhr.question import analyse
-from evcap.uhr.scenes import read_scene
 from evcap.uhr.trials import SceneConfig, Searcher, whole_index
 
 PATHS = ("fast", "slow", "both")

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 import evcap
-from evcap.benchmarks import PAPER
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.contact_sheet import Scored, draw_contact_sheet
-from evcap.datasets import CaptionedImage, read_caption_texts, read_coco_captions
+from evcap.datasets.benchmarks import PAPER
+from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.names import naming_statistics
@@ -55,7 +55,7 @@ class Config:
     cut_at: str | None = None  # captions end before this text
     limit: int | None = None  # the first so many pictures
     scored: bool = True  # false: the set has no references, predictions.json is all
-    benchmark: str | None = None  # whose published scores stand beside ours, see evcap/benchmarks.py
+    benchmark: str | None = None  # whose published scores stand beside ours, see evcap/datasets/benchmarks.py
     seen: str | None = None  # captions that the model was trained on; F1 is also taken over the names they do not say
 
 

@@ -30,7 +30,7 @@ import evcap
 from evcap.captioner import Caption, Captioner
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
-from evcap.datasets import read_coco_captions
+from evcap.datasets.coco import read_coco_captions
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder, clean_name

@@ -22,7 +22,7 @@ import typer
 from evcap.captioner import Captioner
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
-from evcap.datasets import CaptionedImage, read_coco_captions
+from evcap.datasets.coco import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.names import NameFinder, clean_name, f1_scores

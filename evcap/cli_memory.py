@@ -178,9 +178,9 @@ def add(
 
 
 def _named_pictures(name: str | None, images: list[str] | None, from_folder: Path | None) -> dict[Path, str]:
+    from evcap.datasets.named_images import read_named_folders
     from evcap.images.opening import find_images
     from evcap.memory.memory import checked_name
-    from evcap.named import read_named_folders
 
     if from_folder is None:
         if name is None or not images:

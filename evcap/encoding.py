@@ -22,12 +22,12 @@ from evcap.captioner import Captioner
 from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
+from evcap.datasets.named_images import CORNERS, NamedImage, columns
 from evcap.errors import EvcapError
 from evcap.features import FeatureCache
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_encoder
-from evcap.named import CORNERS, NamedImage, columns
 from evcap.progress import tqdm
 from evcap.runtime import pick_device
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evcap.config import MemoryConfig
-from evcap.datasets import CaptionedImage
+from evcap.datasets.coco import CaptionedImage
 from evcap.files import write_text
 from evcap.images.opening import open_image, to_tensor
 from evcap.language.sentences import SentenceEmbedder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evcap.benchmarks import PAPER, UNVERIFIED
+from evcap.datasets.benchmarks import PAPER, UNVERIFIED
 
 METRICS = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]
 PAPER_NOTE = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from evcap.datasets import CaptionedImage, read_coco_captions
+from evcap.datasets.coco import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.files import replacing, write_text
 from evcap.weights.wheels import read_safetensors, write_safetensors

@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from evcap.console import NoBars, command, complain
-from evcap.datasets import read_vocabulary
+from evcap.datasets.coco import read_vocabulary
+from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
 from evcap.errors import EvcapError
-from evcap.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
 
 
 def main(

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from data.make_mosaic import read_photos, read_tiles
-from evcap.uhr.scenes import SIDE, Stock
-from evcap.uhr.ucm import UCM
+from evcap.datasets.scenes import SIDE, Stock
+from evcap.datasets.ucm import UCM
 
 
 def make_data(folder: Path, tiles: int = 4) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.annotations import read_items, read_lists, refuse, typed
+from evcap.datasets.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.benchmarks import BENCHMARKS, Files, Row, Split, read_rows
+from evcap.datasets.benchmarks import BENCHMARKS, Files, Row, Split, read_rows
 from evcap.errors import EvcapError
 
 FILES = {

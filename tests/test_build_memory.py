@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_run import REPOSITORY, world
 
 from evcap.config import load_yaml
+from evcap.datasets.named_images import NamedImage
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
-from evcap.named import NamedImage
 from memory.build import (
     Config,
     all_candidates,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from evcap.config import LanguageConfig
+from evcap.datasets.synthesis import model_mark
 from evcap.errors import EvcapError
 from evcap.model.build import build_language
-from evcap.synthesis import model_mark
 from evcap.uhr.towers import ClipTower
 from evcap.weights import checkpoints
 from evcap.weights.checkpoints import read_tensors

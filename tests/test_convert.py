@@ -14,9 +14,9 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from data import convert
-from evcap.benchmarks import Files
 from evcap.console import command
-from evcap.datasets import read_coco_captions
+from evcap.datasets.benchmarks import Files
+from evcap.datasets.coco import read_coco_captions
 from evcap.errors import EvcapError
 
 REPOSITORY = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evcap.datasets import (
+from evcap.datasets.coco import (
     CaptionedImage,
     Instance,
     read_coco_captions,

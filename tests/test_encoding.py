@@ -14,10 +14,10 @@ from tiny_run import world
 
 from evcap.captioner import Captioner
 from evcap.cluster import Engine
+from evcap.datasets.named_images import NamedImage
 from evcap.encoding import Encoder, encode_keys
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
-from evcap.named import NamedImage
 
 
 @pytest.fixture(scope="module")

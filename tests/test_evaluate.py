@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import evcap
 from eval import evaluate
-from evcap.benchmarks import BENCHMARKS, PAPER
 from evcap.captioner import Caption
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
+from evcap.datasets.benchmarks import BENCHMARKS, PAPER
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.metrics import score

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import tiny_evcap
 from torch import nn
 
-from evcap.datasets import CaptionedImage
+from evcap.datasets.coco import CaptionedImage
 from evcap.features import FeatureCache, cached_patches, cached_queries
 from evcap.model.evcap import EVCap
 

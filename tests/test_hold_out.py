@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from data import hold_out
 from evcap.console import command
-from evcap.datasets import read_coco_captions
+from evcap.datasets.coco import read_coco_captions
 
 app = typer.Typer()
 app.command()(command(hold_out.main))

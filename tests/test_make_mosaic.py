@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from data import make_mosaic
 from evcap.console import command
-from evcap.uhr.scenes import SIDE, read_scene
+from evcap.datasets.scenes import SIDE, read_scene
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}

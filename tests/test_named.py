@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
+from evcap.datasets.named_images import NamedImage, columns, read_named_csv, read_named_folders
 from evcap.errors import EvcapError
 from evcap.images.opening import ImageError
-from evcap.named import NamedImage, columns, read_named_csv, read_named_folders
 
 
 def picture(path, size=(200, 100)):

@@ -17,7 +17,7 @@ from eval.new_names import Config, entries
 from evcap.captioner import Caption
 from evcap.config import load_yaml
 from evcap.console import command
-from evcap.datasets import CaptionedImage
+from evcap.datasets.coco import CaptionedImage
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder
 

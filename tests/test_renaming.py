@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.datasets import read_name_list
+from evcap.datasets.coco import read_name_list
 from evcap.memory.names import clean_name, pluralize
 from evcap.renaming import Renamer
 

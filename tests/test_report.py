@@ -2,7 +2,7 @@
 
 import re
 
-from evcap.benchmarks import LISTED, PAPER, UNVERIFIED
+from evcap.datasets.benchmarks import LISTED, PAPER, UNVERIFIED
 from evcap.report import METRICS, results_markdown, score_table
 
 NAMING = {

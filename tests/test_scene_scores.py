@@ -17,12 +17,12 @@ from data import make_mosaic
 from eval import calibrate_scenes, scenes
 from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
 from evcap.console import command
+from evcap.datasets.ucm import UCM
 from evcap.memory.memory import VisualNameMemory
 from evcap.uhr.calibration import calibrated
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.retrieval import Retriever
 from evcap.uhr.trials import UNMEASURED, Searcher
-from evcap.uhr.ucm import UCM
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
 STEP = 11  # of red, between classes

@@ -1,4 +1,4 @@
-"""evcap/uhr/scenes.py: what a scene holds and what is asked about it."""
+"""evcap/datasets/scenes.py: what a scene holds and what is asked about it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.errors import EvcapError
-from evcap.uhr.scenes import (
+from evcap.datasets.scenes import (
     PHOTO_SHARE,
     SIDE,
     Picture,
@@ -21,7 +20,8 @@ from evcap.uhr.scenes import (
     scatter,
     write_scene,
 )
-from evcap.uhr.ucm import UCM
+from evcap.datasets.ucm import UCM
+from evcap.errors import EvcapError
 
 
 def pictures(split: str, each: int) -> dict[str, list[Picture]]:

@@ -15,10 +15,10 @@ from PIL import Image
 from tiny_diffusion import add_safety_checker, save_pipeline
 from tiny_run import REPOSITORY
 
-from evcap import synthesis
+from evcap.datasets import synthesis
+from evcap.datasets.named_images import read_named_folders
+from evcap.datasets.synthesis import Brush, draw, folder_name, model_mark, picture_seed, plan, told
 from evcap.errors import EvcapError
-from evcap.named import read_named_folders
-from evcap.synthesis import Brush, draw, folder_name, model_mark, picture_seed, plan, told
 
 NAMES = ["dog", "fire hydrant", "and/or"]
 

@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from evcap.annotations import read_lists
 from evcap.config import load_preset, preset_path
-from evcap.datasets import read_coco_captions, read_instances, read_lvis, read_name_list, read_vocabulary
+from evcap.datasets.annotations import read_lists
+from evcap.datasets.coco import read_coco_captions, read_instances, read_lvis, read_name_list, read_vocabulary
+from evcap.datasets.named_images import read_named_csv
 from evcap.errors import EvcapError
-from evcap.named import read_named_csv
 from evcap.text_files import brief, one_line, read_json, read_table, read_text
 from evcap.uhr.mme import _rows
 

@@ -25,7 +25,7 @@ import typer
 from evcap.captioner import Captioner, encoder_fingerprint
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command, complain
-from evcap.datasets import read_name_list
+from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.features import cached_names, cached_queries
 from evcap.language.sentences import SentenceEmbedder, clean_caption

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evcap.annotations import read_items, read_lists, refuse, typed
+from evcap.datasets.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
 from evcap.text_files import one_line, read_table
 

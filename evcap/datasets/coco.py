@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from evcap.annotations import read_items, read_lists, refuse, typed
+from evcap.datasets.annotations import read_items, read_lists, refuse, typed
 from evcap.errors import EvcapError
 from evcap.memory.names import clean_name, spoken_name
 from evcap.text_files import brief, one_line, read_json, read_text

@@ -19,9 +19,9 @@ import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from evcap.datasets.named_images import NamedImage
 from evcap.errors import EvcapError
 from evcap.files import replacing
-from evcap.named import NamedImage
 from evcap.progress import tqdm
 from evcap.weights.sources import local_or_hub
 

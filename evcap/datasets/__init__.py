@@ -1,0 +1,1 @@
+"""Readers of captions, boxes, name lists and named images; planned test scenes; drawn images."""
