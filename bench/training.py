@@ -24,11 +24,11 @@ from rich.table import Table
 
 from evcap.captioner import Captioner
 from evcap.console import DataFolder, command
-from evcap.features import cached_queries
 from evcap.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts
-from evcap.training import parameter_groups, read_split
+from evcap.training.features import cached_queries
+from evcap.training.run_folder import parameter_groups, read_split
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 SLOTS, LEARNS = 80, ("fusion.qformer", "projection")

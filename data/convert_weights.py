@@ -31,7 +31,7 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.evcap import skeleton, trained_parts
-from evcap.start import first_tensors
+from evcap.training.initial import first_tensors
 from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.weights.release import read_release, read_release_memory
 from evcap.weights.wheels import read_safetensors, write_safetensors

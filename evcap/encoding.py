@@ -24,12 +24,12 @@ from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
 from evcap.datasets.named_images import CORNERS, NamedImage, columns
 from evcap.errors import EvcapError
-from evcap.features import FeatureCache
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_encoder
 from evcap.progress import tqdm
 from evcap.runtime import pick_device
+from evcap.training.features import FeatureCache
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
 NO_BOX = (nan,) * 4

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from evcap.loop import WHOLE, whole_tensors
+from evcap.training.loop import WHOLE, whole_tensors
 
 
 def make() -> tuple[nn.Module, torch.optim.Optimizer]:

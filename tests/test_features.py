@@ -14,8 +14,8 @@ from tiny import tiny_evcap
 from torch import nn
 
 from evcap.datasets.coco import CaptionedImage
-from evcap.features import FeatureCache, cached_patches, cached_queries
 from evcap.model.evcap import EVCap
+from evcap.training.features import FeatureCache, cached_patches, cached_queries
 
 REPOSITORY = Path(__file__).parent.parent
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evcap.datasets.coco import read_name_list
 from evcap.memory.names import clean_name, pluralize
-from evcap.renaming import Renamer
+from evcap.training.renaming import Renamer
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
 SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]

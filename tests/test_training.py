@@ -12,12 +12,12 @@ from tiny import tiny_evcap
 from tiny_run import REPOSITORY, STEPS, config_for, finish, log, start, straight, world
 from torch import nn
 
-from evcap import loop
 from evcap.config import load_yaml
 from evcap.errors import EvcapError
-from evcap.loop import whole_tensors
 from evcap.model.evcap import load_parts, trained_parts
-from evcap.training import RunFolder, parameter_groups
+from evcap.training import loop
+from evcap.training.loop import whole_tensors
+from evcap.training.run_folder import RunFolder, parameter_groups
 from evcap.weights.wheels import read_safetensors
 from train import train
 from train.pretrain import Config

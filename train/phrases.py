@@ -17,12 +17,12 @@ import typer
 from evcap.captioner import encoder_fingerprint
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.features import cached_queries
 from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
 from evcap.model.build import build_model
 from evcap.model.qformer import mean_keys
-from evcap.training import read_split
+from evcap.training.features import cached_queries
+from evcap.training.run_folder import read_split
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from torch import nn
 
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.features import cached_patches, cached_sentences
 from evcap.language.sentences import clean_caption, content_words
 from evcap.language.similarity import TextTower, nearest_query
-from evcap.loop import Learner, TrainingLoop
 from evcap.metrics import cider
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
 from evcap.runtime import half_precision
-from evcap.training import read_split
+from evcap.training.features import cached_patches, cached_sentences
+from evcap.training.loop import Learner, TrainingLoop
+from evcap.training.run_folder import read_split
 
 
 @dataclass(frozen=True)

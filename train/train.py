@@ -27,16 +27,16 @@ from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
-from evcap.features import cached_names, cached_queries
 from evcap.language.sentences import SentenceEmbedder, clean_caption
-from evcap.loop import Learner, TrainingLoop
 from evcap.memory.memory import VisualNameMemory
 from evcap.metrics import cider
 from evcap.model.build import build_model, language_precision_in_training, name_tokenizer
 from evcap.model.evcap import EVCap
-from evcap.renaming import Renamer
 from evcap.runtime import full_precision, half_precision
-from evcap.training import read_split
+from evcap.training.features import cached_names, cached_queries
+from evcap.training.loop import Learner, TrainingLoop
+from evcap.training.renaming import Renamer
+from evcap.training.run_folder import read_split
 
 
 @dataclass(frozen=True)

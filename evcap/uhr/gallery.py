@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from evcap.errors import EvcapError
-from evcap.features import cached_sentences
 from evcap.memory.memory import VisualNameMemory
+from evcap.training.features import cached_sentences
 
 REDUCERS = ("mean", "cluster", "rerank")
 DELTA = 0.5

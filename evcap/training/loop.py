@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from evcap.errors import EvcapError
-from evcap.features import Share
 from evcap.model.evcap import EVCap, load_parts, trained_parts
 from evcap.progress import tqdm
 from evcap.runtime import processes, training_precision, use_all_cores
-from evcap.training import RunFolder, parameter_groups
+from evcap.training.features import Share
+from evcap.training.run_folder import RunFolder, parameter_groups
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -1,0 +1,1 @@
+"""The training loop, its folder on disk, cached features, augmentation, first tensors."""
