@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evcap.console import command
-from evcap.encoding import Encoder
+from evcap.encoding.keys import Encoder
 from evcap.figures import spread, write_figures
 from evcap.raster.raster import Raster
 from evcap.uhr.plans import Plan, make_plan

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evcap.cluster import Engine, EngineChoice
 from evcap.console import command, complain, report
+from evcap.encoding.ray import Engine, EngineChoice
 from evcap.errors import EvcapError
 from evcap.interrupt import INTERRUPTED
 from evcap.options import Bands, Stretch, Threads
@@ -56,7 +56,7 @@ def index_command(
     """Encode the tiles of large images once, so that questions about them take seconds. Stopped? The same command goes on."""
     need_rasterio()
     display = Display.read(bands, stretch)
-    from evcap.encoding import Encoder
+    from evcap.encoding.keys import Encoder
     from evcap.images.opening import find_images
     from evcap.raster.raster import Raster
     from evcap.runtime import use_threads

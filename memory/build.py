@@ -18,12 +18,12 @@ from typing import Annotated
 
 import typer
 
-from evcap.cluster import Engine, EngineChoice
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets.coco import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
-from evcap.encoding import Encoder, Trained, save_memory
+from evcap.encoding.keys import Encoder, Trained, save_memory
+from evcap.encoding.ray import Engine, EngineChoice
 from evcap.errors import EvcapError
 from evcap.memory.names import NameFinder, clean_name, spoken_name
 

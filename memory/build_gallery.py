@@ -20,7 +20,7 @@ from PIL import Image
 
 from evcap.console import NoBars, command, report
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
-from evcap.encoding import Encoder, save_memory
+from evcap.encoding.keys import Encoder, save_memory
 from evcap.model.qformer import mean_keys
 from evcap.uhr.towers import Tower, open_tower
 

@@ -18,13 +18,13 @@ from typing import Annotated
 
 import typer
 
-from evcap.cluster import Engine, EngineChoice
 from evcap.config import assets_folder, load_preset, shipped_memory
 from evcap.console import NoBars, command, complain, report
 from evcap.datasets.coco import read_vocabulary
 from evcap.datasets.named_images import NamedImage, columns, read_named_folders
 from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
-from evcap.encoding import Encoder, Trained, encode_keys
+from evcap.encoding.keys import Encoder, Trained, encode_keys
+from evcap.encoding.ray import Engine, EngineChoice
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name

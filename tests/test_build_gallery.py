@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from tiny_run import world
 
-from evcap.encoding import Encoder
+from evcap.encoding.keys import Encoder
 from evcap.memory.memory import VisualNameMemory
 from evcap.uhr.gallery import Gallery
 from evcap.uhr.towers import QueryTower

@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_run import world
 
 from evcap.captioner import Captioner
-from evcap.cluster import Engine
 from evcap.datasets.named_images import NamedImage
-from evcap.encoding import Encoder, encode_keys
+from evcap.encoding.keys import Encoder, encode_keys
+from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
 

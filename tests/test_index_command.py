@@ -12,7 +12,7 @@ from cli_tools import run
 from tile_tools import write_scene
 from tiny_run import world
 
-from evcap.encoding import Encoder
+from evcap.encoding.keys import Encoder
 from evcap.raster.raster import Raster
 from evcap.uhr.plans import make_plan
 from evcap.uhr.tiles import ENCODED, TileIndex

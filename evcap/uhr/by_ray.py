@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evcap.cluster import map_by_actors, ray_session
-from evcap.encoding import Encoder
+from evcap.encoding.keys import Encoder
+from evcap.encoding.ray import map_by_actors, ray_session
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError

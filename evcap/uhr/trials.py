@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evcap.captioner import Captioner
 from evcap.config import RetrievalConfig, assets_folder, load_preset
-from evcap.encoding import Encoder
+from evcap.encoding.keys import Encoder
 from evcap.errors import EvcapError
 from evcap.raster.raster import Raster
 from evcap.uhr.gallery import Gallery

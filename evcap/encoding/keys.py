@@ -19,10 +19,10 @@ import typer
 from PIL import Image
 
 from evcap.captioner import Captioner
-from evcap.cluster import Engine, map_by_actors, ray_session
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.console import open_ahead
 from evcap.datasets.named_images import CORNERS, NamedImage, columns
+from evcap.encoding.ray import Engine, map_by_actors, ray_session
 from evcap.errors import EvcapError
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
