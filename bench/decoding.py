@@ -26,7 +26,7 @@ from rich.table import Table
 from evcap.captioner import Captioner
 from evcap.config import DecodingConfig
 from evcap.errors import EvcapError
-from evcap.figures import spread, write_figures
+from evcap.evaluation.figures import spread, write_figures
 from evcap.images.opening import find_images
 from evcap.language.model import LanguageModel, Prompt
 

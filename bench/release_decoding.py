@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evcap.figures import spread, write_figures
+from evcap.evaluation.figures import spread, write_figures
 from evcap.language.release_search import release_search
 
 RESULTS = Path(__file__).parent / "results" / "release_decoding.json"

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from evcap.captioner import Captioner
 from evcap.console import DataFolder, command
-from evcap.figures import spread, write_figures
+from evcap.evaluation.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts
 from evcap.training.features import cached_queries

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from evcap.console import command
 from evcap.encoding.keys import Encoder
-from evcap.figures import spread, write_figures
+from evcap.evaluation.figures import spread, write_figures
 from evcap.raster.raster import Raster
 from evcap.uhr.plans import Plan, make_plan
 from evcap.uhr.reading import read_ahead, squares

@@ -30,13 +30,13 @@ from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets.benchmarks import PAPER
 from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
+from evcap.evaluation.caption_metrics import missing_spice, per_image_cider, score, score_domains, spice_models
+from evcap.evaluation.predictions import finished, marks, open_shard
+from evcap.evaluation.report import results_markdown
 from evcap.files import write_text
 from evcap.memory.names import naming_statistics
-from evcap.metrics import missing_spice, per_image_cider, score, score_domains, spice_models
 from evcap.progress import tqdm
-from evcap.report import results_markdown
 from evcap.runtime import processes, use_all_cores
-from evcap.shards import finished, marks, open_shard
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], 
 
 
 def score_all(records: list[CaptionedImage], predictions: dict[int, str], models: Path) -> dict[str, dict[str, float]]:
-    """{"overall": scores}, before it those of each domain where the pictures have one. models: see evcap.metrics.score."""
+    """{"overall": scores}, before it those of each domain where the pictures have one. models: see evcap.evaluation.caption_metrics.score."""
     references = {r.id: r.captions for r in records}
     domains = {r.id: r.domain for r in records if r.domain}
     parts = score_domains(predictions, references, domains, models) if len(domains) == len(records) else {}

@@ -31,10 +31,10 @@ from evcap.captioner import Caption, Captioner
 from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets.coco import read_coco_captions
+from evcap.evaluation.caption_metrics import per_image_cider, score
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder, clean_name
-from evcap.metrics import per_image_cider, score
 
 OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
 

@@ -23,11 +23,11 @@ import typer
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command, report
 from evcap.errors import EvcapError
+from evcap.evaluation.mme_realworld import Question, read_questions
+from evcap.evaluation.predictions import marks, whole_lines
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError
-from evcap.shards import marks, whole_lines
 from evcap.uhr.answer import BUDGET, Analyst
-from evcap.uhr.mme import Question, read_questions
 from evcap.uhr.question import analyse
 from evcap.uhr.tiles import TileIndex
 

@@ -24,15 +24,15 @@ from rich.table import Table
 
 import evcap
 from evcap.console import command
+from evcap.evaluation.mme_realworld import Prediction, Question, read_predictions, read_questions, read_reply
+from evcap.evaluation.places import recall_at
 from evcap.files import write_text
-from evcap.uhr.measures import recall_at
-from evcap.uhr.mme import Prediction, Question, read_predictions, read_questions, read_reply
 
 RANKS = (1, 5, 10)
 LARGEST = 0.25  # of the picture; a larger box is not counted as found
 THIRDS = ("smallest third", "middle third", "largest third")
 RULES = {
-    False: "Letters are read by evcap's rule (`evcap/uhr/mme.py`).",
+    False: "Letters are read by evcap's rule (`evcap/evaluation/mme_realworld.py`).",
     True: 'Letters are read by the reference\'s rule and faults, with introductions ("The answer is") of our own wording.',
 }
 

@@ -24,9 +24,9 @@ from evcap.config import load_yaml
 from evcap.console import DataFolder, caption_with_bar, command
 from evcap.datasets.coco import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
+from evcap.evaluation.caption_metrics import cider
 from evcap.files import write_text
 from evcap.memory.names import NameFinder, clean_name, f1_scores
-from evcap.metrics import cider
 
 
 @dataclass(frozen=True)

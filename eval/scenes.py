@@ -30,6 +30,7 @@ from rich.table import Table
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.scenes import Scene, read_scene
+from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
 from evcap.files import write_text
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
@@ -37,7 +38,6 @@ from evcap.model.qformer import mean_keys
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster
 from evcap.uhr.calibration import calibrated
-from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
 from evcap.uhr.question import analyse
 from evcap.uhr.retrieval import imagerag_selection, softmax
 from evcap.uhr.trials import SceneConfig, Searcher, whole_index

@@ -19,11 +19,11 @@ from typing import Annotated
 
 import typer
 
-from evcap.clip_score import ClipScorer
 from evcap.console import command
 from evcap.errors import EvcapError
+from evcap.evaluation.caption_metrics import missing_spice, score
+from evcap.evaluation.clip_score import ClipScorer
 from evcap.files import write_text
-from evcap.metrics import missing_spice, score
 
 Key = int | str
 

@@ -20,9 +20,9 @@ from evcap.captioner import Caption
 from evcap.config import PRESET_FOLDER, load_yaml
 from evcap.console import command
 from evcap.datasets.benchmarks import BENCHMARKS, PAPER
+from evcap.evaluation.caption_metrics import score
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
-from evcap.metrics import score
 
 REPOSITORY = Path(__file__).parent.parent
 PICTURES = 13
@@ -60,8 +60,8 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load=None, options=(), **changes):
     """One evaluation in the current folder with a made captioner, scored without METEOR and SPICE, which start slowly."""
-    monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
-    for module in ("evcap.metrics", "eval.evaluate"):
+    monkeypatch.setattr("evcap.evaluation.caption_metrics._meteor", lambda truth, said: 0.5)
+    for module in ("evcap.evaluation.caption_metrics", "eval.evaluate"):
         monkeypatch.setattr(f"{module}.missing_spice", lambda models: "SPICE is left out: no models")
     monkeypatch.setattr(evcap, "load", load or (lambda preset, memory=None, device=None: captioner))
     settings = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 4} | changes

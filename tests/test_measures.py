@@ -1,4 +1,4 @@
-"""evcap/uhr/measures.py against the definitions, box by box."""
+"""evcap/evaluation/places.py against the definitions, box by box."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcap.uhr.measures import accuracy, finds, mean_absolute_error, recall_at
+from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
 
 BOX = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 40)] * 2).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 

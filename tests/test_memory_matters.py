@@ -118,7 +118,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     images = [{"id": n, "file_name": f"{n}.png"} for n in range(6)]
     captions = [{"image_id": n, "caption": f"Two {name}s run"} for n, name in enumerate(FakeCaptioner.names)]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    monkeypatch.setattr("evcap.metrics._meteor", lambda truth, said: 0.5)
+    monkeypatch.setattr("evcap.evaluation.caption_metrics._meteor", lambda truth, said: 0.5)
     return tmp_path
 
 

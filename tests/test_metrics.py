@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from evcap import metrics
 from evcap.errors import EvcapError
-from evcap.metrics import cider, missing_spice, per_image_cider, score, score_domains, tokenize
+from evcap.evaluation import caption_metrics as metrics
+from evcap.evaluation.caption_metrics import cider, missing_spice, per_image_cider, score, score_domains, tokenize
 
 REFERENCES = {
     12: ["A man's dog runs, fast (very fast), on grass.", "The dog is running on a lawn"],

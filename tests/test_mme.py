@@ -1,4 +1,4 @@
-"""evcap/uhr/mme.py: letters read from replies, and files that are read or refused."""
+"""evcap/evaluation/mme_realworld.py: letters read from replies, and files that are read or refused."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
-from evcap.uhr.mme import INTRODUCTIONS, LOST, Prediction, read_predictions, read_questions, read_reply
+from evcap.evaluation.mme_realworld import INTRODUCTIONS, LOST, Prediction, read_predictions, read_questions, read_reply
 
 CHOICES = {"A": "Blue", "B": "Dark red", "C": "White", "D": "Red", "E": "The image doesn't feature the color"}
 ROW = {

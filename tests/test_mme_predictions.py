@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from eval import mme_predictions, mme_realworld
 from evcap.console import command
+from evcap.evaluation.mme_realworld import read_predictions, read_questions, read_reply
 from evcap.uhr.answer import Analyst
-from evcap.uhr.mme import read_predictions, read_questions, read_reply
 
 SIZE = (288, 288)  # one tile
 CONFIG = {"questions": "q.json", "images": "images", "output": "out"}

@@ -3,7 +3,7 @@
 import re
 
 from evcap.datasets.benchmarks import LISTED, PAPER, UNVERIFIED
-from evcap.report import METRICS, results_markdown, score_table
+from evcap.evaluation.report import METRICS, results_markdown, score_table
 
 NAMING = {
     "captions_naming_a_retrieved_object": 61.25,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from eval.score import main
 from evcap.console import command
-from evcap.metrics import score
+from evcap.evaluation.caption_metrics import score
 
 SAID = {1: "a dog runs on grass", 2: "two cats on a sofa", 30: "a red bus in the street"}
 TRUTH = {

@@ -11,8 +11,8 @@ from evcap.datasets.annotations import read_lists
 from evcap.datasets.coco import read_coco_captions, read_instances, read_lvis, read_name_list, read_vocabulary
 from evcap.datasets.named_images import read_named_csv
 from evcap.errors import EvcapError
+from evcap.evaluation.mme_realworld import _rows
 from evcap.text_files import brief, one_line, read_json, read_table, read_text
-from evcap.uhr.mme import _rows
 
 # as they are written: Python's own encoder, with the mark that the name of the encoding does not imply
 ENCODINGS = {

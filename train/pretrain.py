@@ -23,9 +23,9 @@ from torch import nn
 
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
+from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import clean_caption, content_words
 from evcap.language.similarity import TextTower, nearest_query
-from evcap.metrics import cider
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
 from evcap.runtime import half_precision

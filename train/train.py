@@ -27,9 +27,9 @@ from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
+from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import SentenceEmbedder, clean_caption
 from evcap.memory.memory import VisualNameMemory
-from evcap.metrics import cider
 from evcap.model.build import build_model, language_precision_in_training, name_tokenizer
 from evcap.model.evcap import EVCap
 from evcap.runtime import full_precision, half_precision
