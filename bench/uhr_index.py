@@ -37,11 +37,11 @@ from rich.table import Table
 from evcap.console import command
 from evcap.encoding.keys import Encoder
 from evcap.evaluation.figures import spread, write_figures
+from evcap.gigapixel.search.towers import Tower, open_tower
+from evcap.gigapixel.tiles.index import BATCH, TileIndex
+from evcap.gigapixel.tiles.plans import Plan, make_plan
+from evcap.gigapixel.tiles.reading import read_ahead, squares
 from evcap.raster.raster import Raster
-from evcap.uhr.plans import Plan, make_plan
-from evcap.uhr.reading import read_ahead, squares
-from evcap.uhr.tiles import BATCH, TileIndex
-from evcap.uhr.towers import Tower, open_tower
 
 LOOK = 0.02  # seconds between two looks at a process
 QUESTIONS = [

@@ -20,10 +20,10 @@ import typer
 from evcap.config import load_yaml
 from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.scenes import read_scene
+from evcap.gigapixel.ask.question import analyse
+from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster
-from evcap.uhr.question import analyse
-from evcap.uhr.trials import SceneConfig, Searcher, whole_index
 
 PATHS = ("fast", "slow", "both")
 TAIL = 0.99

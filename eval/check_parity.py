@@ -27,13 +27,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
 from evcap.console import command
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.language.model import LanguageModel
 from evcap.language.release_search import release_search
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import name_tokenizer
 from evcap.model.evcap import EVCap
 from evcap.model.name_fusion import Retrieved
-from evcap.uhr.plans import make_plan
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release
 from evcap.weights.wheels import read_safetensors

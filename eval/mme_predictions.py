@@ -25,11 +25,11 @@ from evcap.console import DataFolder, NoBars, command, report
 from evcap.errors import EvcapError
 from evcap.evaluation.mme_realworld import Question, read_questions
 from evcap.evaluation.predictions import marks, whole_lines
+from evcap.gigapixel.ask.answer import BUDGET, Analyst
+from evcap.gigapixel.ask.question import analyse
+from evcap.gigapixel.tiles.index import TileIndex
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr.answer import BUDGET, Analyst
-from evcap.uhr.question import analyse
-from evcap.uhr.tiles import TileIndex
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,15 @@ from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.scenes import Scene, read_scene
 from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
 from evcap.files import write_text
+from evcap.gigapixel.ask.question import analyse
+from evcap.gigapixel.search.calibration import calibrated
+from evcap.gigapixel.search.retrieval import imagerag_selection, softmax
+from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
 from evcap.model.qformer import mean_keys
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster
-from evcap.uhr.calibration import calibrated
-from evcap.uhr.question import analyse
-from evcap.uhr.retrieval import imagerag_selection, softmax
-from evcap.uhr.trials import SceneConfig, Searcher, whole_index
 
 RANKS = (1, 5, 10)
 LARGEST = 0.25  # of the picture; a larger box is not counted as found (facts of ImageRAG's evaluation)

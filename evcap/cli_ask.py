@@ -22,9 +22,9 @@ from evcap.preflight import check_model
 from evcap.raster.display import DEFAULT, Display
 
 if TYPE_CHECKING:
-    from evcap.uhr.answer import Analyst, Answer
-    from evcap.uhr.question import Question
-    from evcap.uhr.tiles import TileIndex
+    from evcap.gigapixel.ask.answer import Analyst, Answer
+    from evcap.gigapixel.ask.question import Question
+    from evcap.gigapixel.tiles.index import TileIndex
 
 PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")  # which GDAL reads too, where they are too large for Pillow
 
@@ -116,14 +116,14 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
 
 
 def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
-    from evcap.uhr.answer import Analyst
+    from evcap.gigapixel.ask.answer import Analyst
 
     analyst = Analyst.load(preset, memory, galleries)
     return analyst, analyst.open_index(raster, folder)
 
 
 def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None, choices: Sequence[str], load) -> Question:
-    from evcap.uhr.question import analyse, check_understood
+    from evcap.gigapixel.ask.question import analyse, check_understood
 
     back_end = load()[0].phrases if by == PhrasesBy.model else _backend(by, endpoint, model)
     asked = analyse(text, back_end, choices)
@@ -137,7 +137,7 @@ def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None,
 def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overlay: Path | None) -> None:
     """The files of an answer that are wanted."""
     if evidence:
-        from evcap.uhr.evidence import write_geojson
+        from evcap.gigapixel.ask.evidence import write_geojson
 
         write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
     if overlay:
@@ -148,7 +148,7 @@ def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overl
 
 def _tell(raster, asked: Question, answer: Answer, several: bool, json: bool, quiet: bool, seconds: float) -> None:
     if json:
-        from evcap.uhr.evidence import evidence_json
+        from evcap.gigapixel.ask.evidence import evidence_json
 
         found = answer.path, answer.evidence, answer.encoded, answer.tiles, seconds
         typer.echo(evidence_json(raster, asked, answer.text, *found))
@@ -168,7 +168,7 @@ def _backend(phrases_by: PhrasesBy, endpoint: str | None, model: str | None):
         return None
     if not (endpoint and model):
         raise EvcapError("--phrases-by endpoint needs --endpoint URL and --endpoint-model NAME")
-    from evcap.uhr.phrase_models import EndpointPhrases
+    from evcap.gigapixel.ask.phrase_models import EndpointPhrases
 
     return EndpointPhrases(endpoint, model)
 
@@ -182,8 +182,8 @@ def opened(image: Path, display: Display) -> Iterator:
 
 
 def _tell_places(answer: Answer, raster) -> None:
+    from evcap.gigapixel.ask.evidence import numbered
     from evcap.raster.geo import cell_words
-    from evcap.uhr.evidence import numbered
 
     for number, item in numbered(answer.evidence):
         if number:
@@ -210,7 +210,7 @@ def is_large(path: Path) -> bool:
 def check_calibrated(preset: str) -> None:
     """Raises EvcapError for a preset that does not say from which score on something counts as found."""
     from evcap.config import load_preset
-    from evcap.uhr.calibration import calibrated
+    from evcap.gigapixel.search.calibration import calibrated
 
     calibrated(load_preset(preset))
 
@@ -219,7 +219,7 @@ def large_captions(
     files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
 ) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
-    from evcap.uhr.answer import Analyst
+    from evcap.gigapixel.ask.answer import Analyst
 
     analyst = None
     for file in files:

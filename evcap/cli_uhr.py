@@ -21,8 +21,8 @@ from evcap.preflight import check_model
 from evcap.raster.display import Display
 
 if TYPE_CHECKING:
-    from evcap.uhr.tiles import TileIndex
-    from evcap.uhr.towers import Tower
+    from evcap.gigapixel.search.towers import Tower
+    from evcap.gigapixel.tiles.index import TileIndex
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")  # of the rasters that a folder stands for
 AT_ONCE = 64  # files that are open while a cluster works on them
@@ -57,12 +57,12 @@ def index_command(
     need_rasterio()
     display = Display.read(bands, stretch)
     from evcap.encoding.keys import Encoder
+    from evcap.gigapixel.search.towers import open_tower
+    from evcap.gigapixel.tiles.by_ray import fill_by_ray
+    from evcap.gigapixel.tiles.plans import make_plan
     from evcap.images.opening import find_images
     from evcap.raster.raster import Raster
     from evcap.runtime import use_threads
-    from evcap.uhr.by_ray import fill_by_ray
-    from evcap.uhr.plans import make_plan
-    from evcap.uhr.towers import open_tower
 
     use_threads(threads)
     files = find_images(paths, SUFFIXES, complain)
@@ -116,7 +116,7 @@ def need_rasterio() -> None:
 
 def index_folder(file: Path, given: Path | None) -> Path:
     """Where the index of a file is; says so if that is in the user's cache folder."""
-    from evcap.uhr.tile_files import default_folder
+    from evcap.gigapixel.tiles.files import default_folder
 
     folder = given or default_folder(file)
     if given is None and folder.parent != file.parent:
@@ -126,7 +126,7 @@ def index_folder(file: Path, given: Path | None) -> Path:
 
 def _plan_options(plan: str, tile: int | None, overlap: float | None) -> dict:
     """Options of make_plan. Raises EvcapError for those that the plan does not take."""
-    from evcap.uhr.plans import make_plan
+    from evcap.gigapixel.tiles.plans import make_plan
 
     options = {key: value for key, value in (("side", tile), ("overlap", overlap)) if value is not None}
     make_plan(plan, 1, 1, **options)
@@ -151,8 +151,8 @@ def _index(
 
     plan: width and height -> how they are divided.
     """
+    from evcap.gigapixel.tiles.index import ENCODED, TileIndex
     from evcap.raster.raster import Raster
-    from evcap.uhr.tiles import ENCODED, TileIndex
 
     failures, indexes = [], []
     with ExitStack() as rasters:

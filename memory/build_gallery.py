@@ -21,8 +21,8 @@ from PIL import Image
 from evcap.console import NoBars, command, report
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, save_memory
+from evcap.gigapixel.search.towers import Tower, open_tower
 from evcap.model.qformer import mean_keys
-from evcap.uhr.towers import Tower, open_tower
 
 
 class LabelEncoder(Encoder):

@@ -11,10 +11,10 @@ from affine import Affine
 from cli_tools import jsonl, run
 from PIL import Image
 
+from evcap.gigapixel.ask.answer import Analyst
+from evcap.gigapixel.search.retrieval import Place
 from evcap.raster.raster import Raster
 from evcap.uhr import whole
-from evcap.uhr.answer import Analyst
-from evcap.uhr.retrieval import Place
 
 SIDE = 288
 
@@ -77,7 +77,7 @@ def test_files_of_an_answer(asked, city):
 
 
 def test_the_second_question_encodes_nothing(asked, city, monkeypatch):
-    monkeypatch.setattr("evcap.uhr.tiles.encode_tiles", None)
+    monkeypatch.setattr("evcap.gigapixel.tiles.index.encode_tiles", None)
     said = run("ask", city, "How many people are there?")
     assert "with people" in said.stdout
     tiles = asked["tiles"]["all"]

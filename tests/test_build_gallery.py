@@ -12,9 +12,9 @@ from PIL import Image
 from tiny_run import world
 
 from evcap.encoding.keys import Encoder
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.towers import QueryTower
 from evcap.memory.memory import VisualNameMemory
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.towers import QueryTower
 
 REPOSITORY = Path(__file__).parent.parent
 

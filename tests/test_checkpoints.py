@@ -14,8 +14,8 @@ import torch
 from evcap.config import LanguageConfig
 from evcap.datasets.synthesis import model_mark
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.towers import ClipTower
 from evcap.model.build import build_language
-from evcap.uhr.towers import ClipTower
 from evcap.weights import checkpoints
 from evcap.weights.checkpoints import read_tensors
 from evcap.weights.release import read_release_memory

@@ -15,9 +15,9 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.ask.evidence import Evidence, evidence_json, numbered, write_geojson
+from evcap.gigapixel.ask.question import analyse
 from evcap.raster.raster import Raster
-from evcap.uhr.evidence import Evidence, evidence_json, numbered, write_geojson
-from evcap.uhr.question import analyse
 
 FOUND = [
     Evidence((0, 0, 600, 400), 0.1, "a town by the sea", [], "overview"),

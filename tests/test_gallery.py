@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.gallery import CLUSTER_DISTANCE, DELTA, Gallery
 from evcap.language.sentences import sentence_embedder
 from evcap.memory.memory import VisualNameMemory
-from evcap.uhr.gallery import CLUSTER_DISTANCE, DELTA, Gallery
 
 
 def gallery(names: list[str], images: list[str] | None = None, keys: np.ndarray | None = None, delta: float = DELTA) -> Gallery:

@@ -15,11 +15,11 @@ from test_index_command import preset as preset  # the fixture
 from tile_tools import write_scene
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles.files import default_folder
+from evcap.gigapixel.tiles.index import TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.raster.raster import Raster, RasterError
 from evcap.uhr import content, tile_files, tiles
-from evcap.uhr.plans import make_plan
-from evcap.uhr.tile_files import default_folder
-from evcap.uhr.tiles import TileIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

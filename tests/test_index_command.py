@@ -13,10 +13,10 @@ from tile_tools import write_scene
 from tiny_run import world
 
 from evcap.encoding.keys import Encoder
+from evcap.gigapixel.search.towers import QueryTower
+from evcap.gigapixel.tiles.index import ENCODED, TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.raster.raster import Raster
-from evcap.uhr.plans import make_plan
-from evcap.uhr.tiles import ENCODED, TileIndex
-from evcap.uhr.towers import QueryTower
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -163,7 +163,7 @@ def test_ray_gives_the_same_indexes(tmp_path, preset, two_workers, monkeypatch):
     workers, pool = [], two_workers.data.ActorPoolStrategy
     monkeypatch.setattr(two_workers.data, "ActorPoolStrategy", lambda size: workers.append(size) or pool(size=size))
     monkeypatch.setattr(TileIndex, "fill", lambda *args, **kwargs: pytest.fail("filled in this process"))
-    monkeypatch.setattr("evcap.uhr.by_ray.BATCHES_A_TASK", 2)
+    monkeypatch.setattr("evcap.gigapixel.tiles.by_ray.BATCHES_A_TASK", 2)
     again = run("index", folder, *options, "--index", tmp_path / "there", "--engine", "ray", code=1)
     assert workers == [2]
     for name in ("a.tif.evcap", "b.tif.evcap"):

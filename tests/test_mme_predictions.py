@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from eval import mme_predictions, mme_realworld
 from evcap.console import command
 from evcap.evaluation.mme_realworld import read_predictions, read_questions, read_reply
-from evcap.uhr.answer import Analyst
+from evcap.gigapixel.ask.answer import Analyst
 
 SIZE = (288, 288)  # one tile
 CONFIG = {"questions": "q.json", "images": "images", "output": "out"}
@@ -91,8 +91,8 @@ def test_every_readable_picture_is_answered(first, data):
 
 
 def test_answers_are_those_of_the_analyst(first, data, analyst, tmp_path):
+    from evcap.gigapixel.ask.question import analyse
     from evcap.raster.raster import Raster
-    from evcap.uhr.question import analyse
 
     rows = {row["Question_id"]: row for row in map(json.loads, lines_of(first[0]))}
     key, name, text = ASKED[0]

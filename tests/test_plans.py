@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from eval import check_parity
 from evcap.console import command
 from evcap.errors import EvcapError
-from evcap.uhr.plans import make_plan
+from evcap.gigapixel.tiles.plans import make_plan
 
 REPOSITORY = Path(__file__).parent.parent
 FOLDER = os.environ.get("EVCAP_PARITY_BOXES")

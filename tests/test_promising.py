@@ -6,10 +6,10 @@ import rasterio
 from tile_tools import PlainEncoder, write_scene
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles.index import EMPTY, ENCODED, MISSING, TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
+from evcap.gigapixel.tiles.promising import fill_promising
 from evcap.raster.raster import Raster
-from evcap.uhr.plans import make_plan
-from evcap.uhr.promising import fill_promising
-from evcap.uhr.tiles import EMPTY, ENCODED, MISSING, TileIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
-from evcap.uhr.chunks import LONGEST, MOST_PHRASES, seems_english
-from evcap.uhr.question import NoPhrases, Question, analyse, kind_of, split_choices
+from evcap.gigapixel.ask.chunks import LONGEST, MOST_PHRASES, seems_english
+from evcap.gigapixel.ask.question import NoPhrases, Question, analyse, kind_of, split_choices
 
 # question | kind | phrases
 TABLE = """
@@ -221,7 +221,7 @@ def test_no_network_and_no_torch(tmp_path):
 import socket, sys
 def broken(*_, **__): raise OSError("network was used")
 socket.socket.connect = socket.getaddrinfo = broken
-from evcap.uhr.question import analyse
+from evcap.gigapixel.ask.question import analyse
 print(analyse("Is there an airplane?").phrases, "torch" in sys.modules)
 """
     done = subprocess.run(

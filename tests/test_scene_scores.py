@@ -18,11 +18,11 @@ from eval import calibrate_scenes, scenes
 from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
 from evcap.console import command
 from evcap.datasets.ucm import UCM
+from evcap.gigapixel.search.calibration import calibrated
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.retrieval import Retriever
+from evcap.gigapixel.search.scene_search import UNMEASURED, Searcher
 from evcap.memory.memory import VisualNameMemory
-from evcap.uhr.calibration import calibrated
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.retrieval import Retriever
-from evcap.uhr.trials import UNMEASURED, Searcher
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
 STEP = 11  # of red, between classes

@@ -15,12 +15,12 @@ import pytest
 from tile_tools import SIDE, PlainEncoder, features, write_scene
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.towers import QueryTower
+from evcap.gigapixel.tiles.files import stored_plan
+from evcap.gigapixel.tiles.index import EMPTY, ENCODED, MISSING, Filled, TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
+from evcap.gigapixel.tiles.reading import read_square
 from evcap.raster.raster import Raster
-from evcap.uhr.plans import make_plan
-from evcap.uhr.reading import read_square
-from evcap.uhr.tile_files import stored_plan
-from evcap.uhr.tiles import EMPTY, ENCODED, MISSING, Filled, TileIndex
-from evcap.uhr.towers import QueryTower
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -32,7 +32,7 @@ WRITER = Path(__file__).parent / "tile_writer.py"
 @pytest.fixture
 def at_once(monkeypatch):
     """Each batch is marked at once."""
-    monkeypatch.setattr("evcap.uhr.tiles.SYNC", 0)
+    monkeypatch.setattr("evcap.gigapixel.tiles.index.SYNC", 0)
 
 
 def opened(path, folder, name="pyramid-32-0.25", encoder=PlainEncoder) -> TileIndex:

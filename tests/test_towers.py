@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.towers import ClipTower, QueryTower
 from evcap.language.similarity import nearest_query
-from evcap.uhr.towers import ClipTower, QueryTower
 
 
 def noise(width: int, height: int) -> Image.Image:

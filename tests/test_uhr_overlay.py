@@ -9,11 +9,11 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.ask.evidence import Evidence
 from evcap.overlay import COLOURS
 from evcap.raster.geo import intersections
 from evcap.raster.raster import Raster
 from evcap.uhr import overlay
-from evcap.uhr.evidence import Evidence
 from evcap.uhr.overlay import draw_overlay
 
 GROUND, TARGET = (90, 110, 90), (250, 10, 250)

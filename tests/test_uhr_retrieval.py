@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evcap.config import RetrievalConfig
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.retrieval import SHARPNESS, Retriever, _windows, contrasted, imagerag_selection
+from evcap.gigapixel.tiles.index import TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.memory.memory import VisualNameMemory
 from evcap.raster.raster import Raster
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.plans import make_plan
-from evcap.uhr.retrieval import SHARPNESS, Retriever, _windows, contrasted, imagerag_selection
-from evcap.uhr.tiles import TileIndex
 
 COLOURS = {"fire": (250, 20, 20), "grass": (20, 200, 20), "water": (20, 20, 250), "snow": (250, 250, 250)}
 

@@ -10,10 +10,10 @@ import sys
 import rasterio
 from tile_tools import PlainEncoder
 
+from evcap.gigapixel.tiles.index import TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.raster.raster import Raster
 from evcap.uhr import tiles
-from evcap.uhr.plans import make_plan
-from evcap.uhr.tiles import TileIndex
 
 
 def say(text: object) -> None:

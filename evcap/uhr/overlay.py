@@ -16,10 +16,10 @@ from matplotlib.patheffects import withStroke
 from evcap.contact_sheet import wrapped
 from evcap.errors import EvcapError
 from evcap.files import replacing
+from evcap.gigapixel.ask.evidence import Evidence, numbered
 from evcap.outputs import PNG_METADATA
 from evcap.overlay import COLOURS, FAINT, INK
 from evcap.raster.geo import cell_words, intersections
-from evcap.uhr.evidence import Evidence, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

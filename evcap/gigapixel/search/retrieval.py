@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 from evcap.config import RetrievalConfig
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.towers import Tower
+from evcap.gigapixel.tiles.index import TileIndex
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
 from evcap.model.qformer import mean_keys
 from evcap.prefetch import prefetched
 from evcap.raster.geo import suppress
 from evcap.raster.raster import Raster
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.tiles import TileIndex
-from evcap.uhr.towers import Tower
 
 SHARPNESS = 10.0  # of the comparison of labels: a label 0.1 behind in cosine counts for a third
 ROWS = 256  # tiles of one product: what stays in the cache

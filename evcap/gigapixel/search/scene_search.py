@@ -10,12 +10,12 @@ from evcap.captioner import Captioner
 from evcap.config import RetrievalConfig, assets_folder, load_preset
 from evcap.encoding.keys import Encoder
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.retrieval import Retriever
+from evcap.gigapixel.search.towers import Tower, open_tower
+from evcap.gigapixel.tiles.index import TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
 from evcap.raster.raster import Raster
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.plans import make_plan
-from evcap.uhr.retrieval import Retriever
-from evcap.uhr.tiles import TileIndex
-from evcap.uhr.towers import Tower, open_tower
 
 UNMEASURED = RetrievalConfig(math.inf, math.inf, math.inf, 0.0)  # nothing is found for sure
 

@@ -12,10 +12,10 @@ from evcap.language.model import chat_tokens
 from evcap.raster.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
+    from evcap.gigapixel.ask.evidence import Evidence
+    from evcap.gigapixel.ask.question import Question
     from evcap.language.model import LanguageModel
     from evcap.raster.raster import Raster
-    from evcap.uhr.evidence import Evidence
-    from evcap.uhr.question import Question
 
 NEW_TOKENS = 48
 NAMES = 5  # of a place that are told

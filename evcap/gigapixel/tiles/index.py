@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles.files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
+from evcap.gigapixel.tiles.plans import Plan
+from evcap.gigapixel.tiles.reading import Tiles, read_ahead, squares
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr.plans import Plan
-from evcap.uhr.reading import Tiles, read_ahead, squares
-from evcap.uhr.tile_files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
 
 if TYPE_CHECKING:
-    from evcap.uhr.towers import Tower
+    from evcap.gigapixel.search.towers import Tower
 
 MISSING, ENCODED, EMPTY = 0, 1, 2
 SYNC = 1.0  # seconds after which what was encoded is on disk

@@ -13,12 +13,12 @@ import numpy as np
 from evcap.encoding.keys import Encoder
 from evcap.encoding.ray import map_by_actors, ray_session
 from evcap.errors import EvcapError
+from evcap.gigapixel.search.towers import open_tower
+from evcap.gigapixel.tiles.index import BATCH, EMPTY, ENCODED, MISSING, TileIndex, encode_tiles
+from evcap.gigapixel.tiles.plans import make_plan
+from evcap.gigapixel.tiles.reading import read_ahead, squares
 from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr.plans import make_plan
-from evcap.uhr.reading import read_ahead, squares
-from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, TileIndex, encode_tiles
-from evcap.uhr.towers import open_tower
 
 BATCHES_A_TASK = 16  # what a task did is on disk only when all of it is done
 

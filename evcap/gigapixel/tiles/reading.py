@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import rasterio
 
+from evcap.gigapixel.tiles.plans import Plan
 from evcap.prefetch import prefetched
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr.plans import Plan
 
 SPAN = 2304  # pixels, at its level, of the square whose tiles are read at once: eight tiles of 288
 WIDEST = 1 << 23  # pixels read at once of a file that is stored in rows: 29,000 in each of 288 rows

@@ -14,8 +14,8 @@ from evcap.files import write_text
 from evcap.raster.geo import cell_words, lonlat_geometry, to_thousandths
 
 if TYPE_CHECKING:
+    from evcap.gigapixel.ask.question import Question
     from evcap.raster.raster import Raster
-    from evcap.uhr.question import Question
 
 DIGITS = 6  # of scores and similarities that are written
 

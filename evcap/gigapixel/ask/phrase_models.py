@@ -18,10 +18,10 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.ask.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
+from evcap.gigapixel.ask.question import NoPhrases
 from evcap.language.sentences import FUNCTION_WORDS
 from evcap.memory.names import pluralize
-from evcap.uhr.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
-from evcap.uhr.question import NoPhrases
 
 if TYPE_CHECKING:
     import torch

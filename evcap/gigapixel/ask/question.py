@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evcap.errors import EvcapError
-from evcap.uhr.chunks import noun_chunks, seems_english
+from evcap.gigapixel.ask.chunks import noun_chunks, seems_english
 
 Kind = Literal["presence", "count", "where", "open"]
 Backend = Callable[[str], list[str]]

@@ -14,21 +14,21 @@ from PIL import Image
 from evcap.captioner import Caption, Captioner
 from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
+from evcap.gigapixel.ask.evidence import Evidence
+from evcap.gigapixel.ask.phrase_models import ModelPhrases
+from evcap.gigapixel.ask.question import Question, check_understood
+from evcap.gigapixel.ask.reader import EvidenceReader
+from evcap.gigapixel.search.calibration import calibrated
+from evcap.gigapixel.search.gallery import Gallery
+from evcap.gigapixel.search.retrieval import Place, Retriever
+from evcap.gigapixel.search.towers import Tower, open_tower
+from evcap.gigapixel.tiles.files import stored_plan
+from evcap.gigapixel.tiles.index import MISSING, TileIndex
+from evcap.gigapixel.tiles.plans import make_plan
+from evcap.gigapixel.tiles.promising import fill_promising
 from evcap.memory.memory import RetrievedName
 from evcap.raster.geo import cell_words
 from evcap.raster.raster import Raster
-from evcap.uhr.calibration import calibrated
-from evcap.uhr.evidence import Evidence
-from evcap.uhr.gallery import Gallery
-from evcap.uhr.phrase_models import ModelPhrases
-from evcap.uhr.plans import make_plan
-from evcap.uhr.promising import fill_promising
-from evcap.uhr.question import Question, check_understood
-from evcap.uhr.reader import EvidenceReader
-from evcap.uhr.retrieval import Place, Retriever
-from evcap.uhr.tile_files import stored_plan
-from evcap.uhr.tiles import MISSING, TileIndex
-from evcap.uhr.towers import Tower, open_tower
 
 BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
 TOLD = 5  # places that a caption tells of

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from evcap.errors import EvcapError
-from evcap.uhr.tiles import BATCH, EMPTY, ENCODED, MISSING, Filled, TileIndex
-from evcap.uhr.towers import Tower
+from evcap.gigapixel.search.towers import Tower
+from evcap.gigapixel.tiles.index import BATCH, EMPTY, ENCODED, MISSING, Filled, TileIndex
 
 CHUNK = 1024  # tiles whose features are scored at once
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]

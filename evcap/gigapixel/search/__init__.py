@@ -1,0 +1,1 @@
+"""From phrases to places: towers, galleries of labels, retrieval."""

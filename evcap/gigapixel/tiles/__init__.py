@@ -1,0 +1,1 @@
+"""Tile plans, and the index of their query features."""
