@@ -26,7 +26,6 @@ from rich.table import Table
 import evcap
 from evcap.config import load_preset, load_yaml
 from evcap.console import DataFolder, NoBars, command
-from evcap.contact_sheet import Scored, draw_contact_sheet
 from evcap.datasets.benchmarks import PAPER
 from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
@@ -35,6 +34,7 @@ from evcap.evaluation.predictions import finished, marks, open_shard
 from evcap.evaluation.report import results_markdown
 from evcap.files import write_text
 from evcap.memory.names import naming_statistics
+from evcap.plots.contact_sheet import Scored, draw_contact_sheet
 from evcap.progress import tqdm
 from evcap.runtime import processes, use_all_cores
 

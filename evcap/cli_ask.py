@@ -141,7 +141,7 @@ def _write(raster, asked: Question, answer: Answer, evidence: Path | None, overl
 
         write_geojson(evidence, raster, answer.evidence, asked.text, answer.text)
     if overlay:
-        from evcap.uhr.overlay import draw_overlay
+        from evcap.plots.evidence import draw_overlay
 
         draw_overlay(overlay, raster, answer.evidence, asked.text, answer.text)
 

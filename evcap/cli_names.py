@@ -65,7 +65,7 @@ def names_command(
                     writer.write(NamesResult(str(file), [(hit.name, hit.similarity, hit.query) for hit in names], error))
                     failures += [error] if error else []
                     if plot and answer:
-                        from evcap.overlay import draw_names
+                        from evcap.plots.names import draw_names
 
                         draw_names(picture, names, attention, plot)
                     progress.advance()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evcap.contact_sheet import BANDS, Scored, choose, draw_contact_sheet
 from evcap.images.opening import ImageError
+from evcap.plots.contact_sheet import BANDS, Scored, choose, draw_contact_sheet
 
 
 def scored(path: Path, score: float, **changes) -> Scored:

@@ -1,0 +1,1 @@
+"""Pictures that show results: names with attention, contact sheets, evidence."""
