@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evcap.captioner import Captioner
-from evcap.console import DataFolder, command
+from evcap.cli.console import DataFolder, command
 from evcap.evaluation.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts

@@ -34,7 +34,7 @@ from rasterio.windows import Window
 from rich.console import Console
 from rich.table import Table
 
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.encoding.keys import Encoder
 from evcap.evaluation.figures import spread, write_figures
 from evcap.gigapixel.search.towers import Tower, open_tower
@@ -120,7 +120,7 @@ def compare_indexing(raster: Raster, plan: Plan, tower: Tower, tiles: int, turns
 
 def run_alone(*arguments: str) -> tuple[str, str, dict[str, float]]:
     """`evcap` in a process of its own: what it printed, what it told on standard error, seconds and most main memory."""
-    ordered = [sys.executable, "-m", "evcap.cli", *arguments]
+    ordered = [sys.executable, "-m", "evcap.cli.app", *arguments]
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as told:
         start, peak = time.perf_counter(), 0
         process = subprocess.Popen(ordered, stdout=printed, stderr=told)

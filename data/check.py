@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.datasets.benchmarks import BENCHMARKS
 from evcap.datasets.coco import CaptionedImage, read_coco_captions, read_instances
 from evcap.errors import EvcapError

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from evcap.console import DataFolder, NoBars, command, complain
+from evcap.cli.console import DataFolder, NoBars, command, complain
 from evcap.datasets.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.errors import EvcapError
 from evcap.files import write_text

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evcap.captioner import encoder_fingerprint
+from evcap.cli.console import command
 from evcap.config import Preset, assets_folder, load_preset
-from evcap.console import command
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory

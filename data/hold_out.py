@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from evcap.console import DataFolder, command
+from evcap.cli.console import DataFolder, command
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.text_files import read_json

@@ -28,7 +28,7 @@ import typer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from evcap.console import NoBars, command
+from evcap.cli.console import NoBars, command
 from evcap.errors import EvcapError
 from evcap.progress import tqdm
 from evcap.raster.blocks import is_whole

@@ -29,7 +29,7 @@ from rasterio._err import CPLE_BaseError  # what rasterio.shutil raises; there i
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from evcap.console import DataFolder, NoBars, command
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.datasets.coco import read_coco_captions
 from evcap.datasets.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
 from evcap.datasets.ucm import UCM

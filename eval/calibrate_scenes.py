@@ -17,8 +17,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.config import load_yaml
-from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.scenes import read_scene
 from evcap.gigapixel.ask.question import analyse
 from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index

@@ -24,8 +24,8 @@ import torch
 import typer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from evcap.cli.console import command
 from evcap.config import LanguageConfig, Preset, QFormerConfig, load_preset
-from evcap.console import command
 from evcap.errors import EvcapError
 from evcap.gigapixel.tiles.plans import make_plan
 from evcap.language.model import LanguageModel

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import evcap
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.benchmarks import PAPER
 from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError

@@ -20,8 +20,8 @@ from typing import Annotated
 
 import typer
 
+from evcap.cli.console import DataFolder, NoBars, command, report
 from evcap.config import load_yaml
-from evcap.console import DataFolder, NoBars, command, report
 from evcap.errors import EvcapError
 from evcap.evaluation.mme_realworld import Question, read_questions
 from evcap.evaluation.predictions import marks, whole_lines

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import evcap
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.evaluation.mme_realworld import Prediction, Question, read_predictions, read_questions, read_reply
 from evcap.evaluation.places import recall_at
 from evcap.files import write_text

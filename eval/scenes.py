@@ -27,8 +27,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
 from evcap.datasets.scenes import Scene, read_scene
 from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
 from evcap.files import write_text

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import missing_spice, score
 from evcap.evaluation.clip_score import ClipScorer

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
+from evcap.cli.console import DataFolder, NoBars, command, report
 from evcap.config import load_yaml
-from evcap.console import DataFolder, NoBars, command, report
 from evcap.datasets.coco import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, Trained, save_memory

@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from evcap.console import NoBars, command, report
+from evcap.cli.console import NoBars, command, report
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.gigapixel.search.towers import Tower, open_tower

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
+from evcap.cli.console import NoBars, command, complain, report
 from evcap.config import assets_folder, load_preset, shipped_memory
-from evcap.console import NoBars, command, complain, report
 from evcap.datasets.coco import read_vocabulary
 from evcap.datasets.named_images import NamedImage, columns, read_named_folders
 from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from evcap.console import NoBars, command, complain
+from evcap.cli.console import NoBars, command, complain
 from evcap.datasets.coco import read_vocabulary
 from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
 from evcap.errors import EvcapError

@@ -13,7 +13,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 import evcap
-from evcap.cli import app
+from evcap.cli.app import app
 from evcap.config import shipped_memory
 
 # by which commands tell, before a model is loaded, whether a memory fits it

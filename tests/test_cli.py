@@ -16,8 +16,8 @@ from cli_tools import COLOURS, jsonl, run, said
 from PIL import Image
 
 import evcap
-from evcap.result_file import ResultWriter
-from evcap.results import Format, Result
+from evcap.cli.result_file import ResultWriter
+from evcap.cli.results import Format, Result
 
 HERE = Path(__file__).parent
 FAKE = str(HERE / "cli_tools.py")
@@ -26,10 +26,10 @@ FAKE = str(HERE / "cli_tools.py")
 def test_help_and_version_are_quick():
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime  # not the clock: other programs may keep us waiting
     python = {"capture_output": True, "text": True, "cwd": HERE.parent}
-    shown = subprocess.run([sys.executable, "-m", "evcap.cli", "--help"], **python)
+    shown = subprocess.run([sys.executable, "-m", "evcap.cli.app", "--help"], **python)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1 and "caption" in shown.stdout
     assert run("--version").stdout == f"evcap {evcap.__version__}\n"
-    imported = "import sys, evcap.cli; print([m for m in ('torch', 'PIL', 'numpy', 'rich') if m in sys.modules])"
+    imported = "import sys, evcap.cli.app; print([m for m in ('torch', 'PIL', 'numpy', 'rich') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", imported], **python)
     assert shown.stdout == "[]\n"
 
@@ -226,7 +226,7 @@ def test_names_plot(fake, photos):
 
 def test_the_shipped_model_through_the_real_command(captioner, examples, tmp_path):
     """A process of its own prints what the Python interface says."""
-    command = [sys.executable, "-m", "evcap.cli", "caption", *map(str, examples[:3]), "--format", "jsonl"]
+    command = [sys.executable, "-m", "evcap.cli.app", "caption", *map(str, examples[:3]), "--format", "jsonl"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, timeout=300)
     assert shown.returncode == 0, shown.stderr
     lines = jsonl(shown.stdout)

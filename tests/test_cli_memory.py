@@ -35,7 +35,7 @@ def loads_memory(monkeypatch):
 def alone(*words: str) -> subprocess.CompletedProcess:
     """A command in its own process, which says at the end whether torch was imported."""
     edit = f"app({list(words)}, standalone_mode=False)"
-    program = f"import sys; from evcap.cli import app; {edit}; print('torch' in sys.modules)"
+    program = f"import sys; from evcap.cli.app import app; {edit}; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
 

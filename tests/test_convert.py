@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from data import convert
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.datasets.benchmarks import Files
 from evcap.datasets.coco import read_coco_captions
 from evcap.errors import EvcapError

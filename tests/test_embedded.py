@@ -8,9 +8,9 @@ import pytest
 from cli_tools import COLOURS, run, said
 from PIL import Image, ImageSequence, TiffImagePlugin
 
-from evcap.embedded import DESCRIPTION, embed
+from evcap.cli.embedded import DESCRIPTION, embed
+from evcap.cli.sidecars import Existing
 from evcap.errors import EvcapError
-from evcap.sidecars import Existing
 
 MAKE, ORIENTATION, EXIF_FOLDER, GPS_FOLDER, MAKER_NOTE = 0x010F, 0x0112, 0x8769, 0x8825, 0x927C
 

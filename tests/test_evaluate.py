@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import evcap
 from eval import evaluate
 from evcap.captioner import Caption
+from evcap.cli.console import command
 from evcap.config import PRESET_FOLDER, load_yaml
-from evcap.console import command
 from evcap.datasets.benchmarks import BENCHMARKS, PAPER
 from evcap.evaluation.caption_metrics import score
 from evcap.memory.memory import VisualNameMemory

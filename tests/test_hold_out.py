@@ -8,7 +8,7 @@ from mosaic_data import make_data
 from typer.testing import CliRunner
 
 from data import hold_out
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.datasets.coco import read_coco_captions
 
 app = typer.Typer()

@@ -15,7 +15,7 @@ from raster_tools import PLACED, RGB, noise, write
 from typer.testing import CliRunner
 
 from data import make_cog
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.raster.blocks import is_whole
 from evcap.raster.raster import Raster
 

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 from typer.testing import CliRunner
 
 from data import make_mosaic
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.datasets.scenes import SIDE, read_scene
 
 REPOSITORY = Path(__file__).parent.parent

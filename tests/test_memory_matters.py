@@ -15,8 +15,8 @@ import evcap
 from eval import memory_matters
 from eval.memory_matters import Config, paired_difference, rates, rename_test
 from evcap.captioner import Caption
+from evcap.cli.console import command
 from evcap.config import load_preset, load_yaml
-from evcap.console import command
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name, pluralize
 

@@ -11,7 +11,7 @@ from test_mme import CHOICES, ROW, written
 from typer.testing import CliRunner
 
 from eval import mme_predictions, mme_realworld
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.evaluation.mme_realworld import read_predictions, read_questions, read_reply
 from evcap.gigapixel.ask.answer import Analyst
 

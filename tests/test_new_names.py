@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from eval import new_names
 from eval.new_names import Config, entries
 from evcap.captioner import Caption
+from evcap.cli.console import command
 from evcap.config import load_yaml
-from evcap.console import command
 from evcap.datasets.coco import CaptionedImage
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder

@@ -8,8 +8,8 @@ import pytest
 from cli_tools import COLOURS, ENCODER, jsonl, run, said
 from PIL import Image
 
-from evcap.result_file import ResultWriter
-from evcap.results import Format, Result
+from evcap.cli.result_file import ResultWriter
+from evcap.cli.results import Format, Result
 
 OUT = ["--output", "out.jsonl", "--format", "jsonl", "--quiet"]
 

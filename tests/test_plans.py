@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from eval import check_parity
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.errors import EvcapError
 from evcap.gigapixel.tiles.plans import make_plan
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evcap.cli.preflight import check_model, checked_decoding, made_with
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
-from evcap.preflight import check_model, checked_decoding, made_with
 
 ASSETS = PRESET_FOLDER.parent / "assets" / "embedded"
 

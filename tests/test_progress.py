@@ -12,9 +12,9 @@ from cli_tools import COLOURS, run, said
 from PIL import Image
 
 from evcap import progress
+from evcap.cli.result_file import ResultWriter
+from evcap.cli.results import Format, Result
 from evcap.files import WRITABLE, encoded
-from evcap.result_file import ResultWriter
-from evcap.results import Format, Result
 
 HERE = Path(__file__).parent
 FAKE = str(HERE / "cli_tools.py")
@@ -75,7 +75,7 @@ def test_commands_tell_how_far_they_are(fake, photos, monkeypatch):
 # Ctrl-C
 
 
-@pytest.mark.parametrize("module", ["typer", "evcap.results"])
+@pytest.mark.parametrize("module", ["typer", "evcap.cli.results"])
 def test_control_c_while_importing_is_one_line(tmp_path, module):
     """It comes in the middle of an import: a finder of modules sends it."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -95,7 +95,7 @@ def test_control_c_while_importing_is_one_line(tmp_path, module):
 
 def test_idle_threads_do_not_spin_unless_somebody_says_so():
     program = (
-        "import os, evcap.cli, evcap.__main__ as m; evcap.cli.app = lambda: print(os.environ['OMP_WAIT_POLICY']); m.main()"
+        "import os, evcap.cli.app, evcap.__main__ as m; evcap.cli.app.app = lambda: print(os.environ['OMP_WAIT_POLICY']); m.main()"
     )
     for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
         environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_WAIT_POLICY"} | given

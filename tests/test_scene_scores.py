@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from data import make_mosaic
 from eval import calibrate_scenes, scenes
+from evcap.cli.console import command
 from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
-from evcap.console import command
 from evcap.datasets.ucm import UCM
 from evcap.gigapixel.search.calibration import calibrated
 from evcap.gigapixel.search.gallery import Gallery

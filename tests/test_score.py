@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eval.score import main
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.evaluation.caption_metrics import score
 
 SAID = {1: "a dog runs on grass", 2: "two cats on a sofa", 30: "a red bus in the street"}

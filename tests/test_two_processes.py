@@ -21,7 +21,7 @@ from tiny_run import REPOSITORY, config_for, finish, log, start, world
 from typer.testing import CliRunner
 
 from eval import evaluate
-from evcap.console import command
+from evcap.cli.console import command
 from evcap.weights.wheels import read_safetensors
 
 # what `accelerate launch` sets for train/configs/accelerate/fsdp.yaml

@@ -15,8 +15,8 @@ import torch
 import typer
 
 from evcap.captioner import encoder_fingerprint
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
 from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
 from evcap.model.build import build_model

@@ -21,8 +21,8 @@ import torch
 import typer
 from torch import nn
 
+from evcap.cli.console import DataFolder, NoBars, command
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command
 from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import clean_caption, content_words
 from evcap.language.similarity import TextTower, nearest_query

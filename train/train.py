@@ -23,8 +23,8 @@ import torch
 import typer
 
 from evcap.captioner import Captioner, encoder_fingerprint
+from evcap.cli.console import DataFolder, NoBars, command, complain
 from evcap.config import load_preset, load_yaml
-from evcap.console import DataFolder, NoBars, command, complain
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from evcap.console import complain
+from evcap.cli.console import complain
 from evcap.errors import EvcapError
 from evcap.images.opening import ImageError, find_images, open_image
 from evcap.memory.memory import checked_name

@@ -19,8 +19,8 @@ import typer
 from PIL import Image
 
 from evcap.captioner import Captioner
+from evcap.cli.console import open_ahead
 from evcap.config import assets_folder, load_preset, preset_path
-from evcap.console import open_ahead
 from evcap.datasets.named_images import CORNERS, NamedImage, columns
 from evcap.encoding.ray import Engine, map_by_actors, ray_session
 from evcap.errors import EvcapError

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from evcap.cli.outputs import PNG_METADATA
 from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.gigapixel.ask.evidence import Evidence, numbered
-from evcap.outputs import PNG_METADATA
 from evcap.plots.contact_sheet import wrapped
 from evcap.plots.names import COLOURS, FAINT, INK
 from evcap.raster.geo import cell_words, intersections

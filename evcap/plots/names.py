@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from evcap.cli.outputs import PNG_METADATA
 from evcap.errors import EvcapError
 from evcap.files import replacing
-from evcap.outputs import PNG_METADATA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from evcap.cli.sidecars import Existing, joined
 from evcap.errors import EvcapError
 from evcap.files import encoded, replacing
-from evcap.sidecars import Existing, joined
 
 DESCRIPTION = 0x010E  # EXIF tag ImageDescription
 MARK = b"Exif\0\0"

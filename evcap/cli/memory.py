@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import evcap
+from evcap.cli.console import Progress, answers, command, complain, report
+from evcap.cli.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
+from evcap.cli.outputs import check_folder
+from evcap.cli.preflight import check_model
 from evcap.config import shipped_memory
-from evcap.console import Progress, answers, command, complain, report
 from evcap.errors import EvcapError
 from evcap.memory.index_kind import IndexKind
-from evcap.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
-from evcap.outputs import check_folder
-from evcap.preflight import check_model
 from evcap.raster.display import Display
 
 if TYPE_CHECKING:

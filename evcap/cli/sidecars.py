@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
+from evcap.cli.outputs import PICTURES
 from evcap.errors import EvcapError
 from evcap.files import encoded, is_text, read_regular, replacing
-from evcap.outputs import PICTURES
 
 MOST = 10_000_000  # bytes of a text that captions are joined with
 

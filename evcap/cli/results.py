@@ -1,4 +1,4 @@
-"""Results on their way out: what became of one picture, as a line of text, JSONL or CSV. Written by evcap.result_file."""
+"""Results on their way out: what became of one picture, as a line of text, JSONL or CSV. Written by evcap.cli.result_file."""
 
 from __future__ import annotations
 

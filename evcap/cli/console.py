@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evcap.cli.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE
-from evcap.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.prefetch import prefetched
 from evcap.raster.display import DEFAULT, Display
 

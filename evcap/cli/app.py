@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 import evcap
-from evcap.cli_ask import ask_command
-from evcap.cli_caption import caption_command
-from evcap.cli_memory import memory_app
-from evcap.cli_names import names_command
-from evcap.cli_uhr import index_command
+from evcap.cli.ask import ask_command
+from evcap.cli.caption import caption_command
+from evcap.cli.index import index_command
+from evcap.cli.memory import memory_app
+from evcap.cli.names import names_command
 
 app = typer.Typer(
     help="Describe photos, offline, with names from a memory that anyone can edit.",

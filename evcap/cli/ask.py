@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evcap.cli_uhr import index_folder, need_rasterio
-from evcap.console import command, complain
+from evcap.cli.console import command, complain
+from evcap.cli.index import index_folder, need_rasterio
+from evcap.cli.options import Bands, Memory, Preset, Stretch, Threads
+from evcap.cli.outputs import check_folder, check_outputs
+from evcap.cli.preflight import check_model
 from evcap.errors import EvcapError
-from evcap.options import Bands, Memory, Preset, Stretch, Threads
-from evcap.outputs import check_folder, check_outputs
-from evcap.preflight import check_model
 from evcap.raster.display import DEFAULT, Display
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from evcap.cli.results import Format, NamesResult, Result, finished_lines, header
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE, read_regular, replacing, write_text
-from evcap.results import Format, NamesResult, Result, finished_lines, header
 
 MOST_SETTINGS = 100_000  # bytes of FILE.part.json
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evcap.console import command, complain, report
+from evcap.cli.console import command, complain, report
+from evcap.cli.interrupt import INTERRUPTED
+from evcap.cli.options import Bands, Stretch, Threads
+from evcap.cli.outputs import check_folder
+from evcap.cli.preflight import check_model
 from evcap.encoding.ray import Engine, EngineChoice
 from evcap.errors import EvcapError
-from evcap.interrupt import INTERRUPTED
-from evcap.options import Bands, Stretch, Threads
-from evcap.outputs import check_folder
-from evcap.preflight import check_model
 from evcap.raster.display import Display
 
 if TYPE_CHECKING:

@@ -13,18 +13,18 @@ from typing import Annotated
 import typer
 
 import evcap
-from evcap.cli_ask import is_large, large_captions
-from evcap.console import Progress, answers, command, complain, report, tell_finished
-from evcap.embedded import embed
+from evcap.cli.ask import is_large, large_captions
+from evcap.cli.console import Progress, answers, command, complain, report, tell_finished
+from evcap.cli.embedded import embed
+from evcap.cli.interrupt import INTERRUPTED
+from evcap.cli.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
+from evcap.cli.outputs import check_outputs
+from evcap.cli.preflight import check_model, checked_decoding, made_with
+from evcap.cli.result_file import ResultWriter
+from evcap.cli.results import Format, Result
+from evcap.cli.sidecars import Existing, Sidecars
 from evcap.errors import EvcapError
-from evcap.interrupt import INTERRUPTED
-from evcap.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
-from evcap.outputs import check_outputs
-from evcap.preflight import check_model, checked_decoding, made_with
 from evcap.raster.display import Display
-from evcap.result_file import ResultWriter
-from evcap.results import Format, Result
-from evcap.sidecars import Existing, Sidecars
 
 
 @command

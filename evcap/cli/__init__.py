@@ -1,0 +1,1 @@
+"""The command `evcap`: options, progress, results on their way out. Only here anything is printed."""
