@@ -82,7 +82,7 @@ def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], 
 
 
 def score_all(records: list[CaptionedImage], predictions: dict[int, str], models: Path) -> dict[str, dict[str, float]]:
-    """{"overall": scores}, before it those of each domain where the pictures have one. models: see evcap.evaluation.caption_metrics.score."""
+    """{"overall": scores}, before it those of each domain where the pictures have one. models: see `score`."""
     references = {r.id: r.captions for r in records}
     domains = {r.id: r.domain for r in records if r.domain}
     parts = score_domains(predictions, references, domains, models) if len(domains) == len(records) else {}

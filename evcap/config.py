@@ -133,7 +133,7 @@ class Preset:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     retrieval: RetrievalConfig | None = None  # None: nobody measured it for this preset's towers
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
-    blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from: evcap/weights/blip2.py
+    blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 
 

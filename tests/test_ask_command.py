@@ -13,8 +13,8 @@ from PIL import Image
 
 from evcap.gigapixel.ask.answer import Analyst
 from evcap.gigapixel.search.retrieval import Place
+from evcap.raster import whole
 from evcap.raster.raster import Raster
-from evcap.uhr import whole
 
 SIDE = 288
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from evcap.errors import EvcapError
-from evcap.uhr import geo
+from evcap.raster import geo
 
 SIDES = st.integers(1, 200_000)
 

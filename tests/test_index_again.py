@@ -15,11 +15,13 @@ from test_index_command import preset as preset  # the fixture
 from tile_tools import write_scene
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles import files as tile_files
+from evcap.gigapixel.tiles import index as tiles
 from evcap.gigapixel.tiles.files import default_folder
 from evcap.gigapixel.tiles.index import TileIndex
 from evcap.gigapixel.tiles.plans import make_plan
+from evcap.raster import content
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr import content, tile_files, tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -14,9 +14,9 @@ from tiny import tiny_llm, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.ask import phrase_models
 from evcap.gigapixel.ask.phrase_models import EndpointPhrases, ModelPhrases, messages, read_phrases
 from evcap.gigapixel.ask.question import NoPhrases, analyse
-from evcap.uhr import phrase_models
 from evcap.weights.wheels import smollm2_folder
 
 QUESTION = "How many storage tanks are next to the old harbor in the upper left corner of the picture?"

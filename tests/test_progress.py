@@ -95,7 +95,7 @@ def test_control_c_while_importing_is_one_line(tmp_path, module):
 
 def test_idle_threads_do_not_spin_unless_somebody_says_so():
     program = (
-        "import os, evcap.cli.app, evcap.__main__ as m; evcap.cli.app.app = lambda: print(os.environ['OMP_WAIT_POLICY']); m.main()"
+        "import os, evcap.cli.app as a, evcap.__main__ as m; a.app = lambda: print(os.environ['OMP_WAIT_POLICY']); m.main()"
     )
     for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
         environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_WAIT_POLICY"} | given

@@ -206,7 +206,7 @@ def test_question_is_frozen_and_plain():
 
 
 def test_without_the_library(monkeypatch):
-    from evcap.uhr import chunks
+    from evcap.gigapixel.ask import chunks
 
     monkeypatch.setitem(sys.modules, "textblob.taggers", None)
     chunks._tagger.cache_clear()

@@ -16,8 +16,8 @@ from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from evcap.raster import raster as raster_module
 from evcap.raster.raster import NEUTRAL, Raster
-from evcap.uhr import raster as raster_module
 
 
 def upright(values: np.ndarray) -> np.ndarray:

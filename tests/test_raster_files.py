@@ -14,8 +14,8 @@ from PIL import Image
 from raster_tools import PLACED, RGB, TILED, noise, source, write, write_vrt
 from rasterio.control import GroundControlPoint
 
+from evcap.raster import raster as raster_module
 from evcap.raster.raster import Raster, RasterError
-from evcap.uhr import raster as raster_module
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from PIL import Image
 from tile_tools import SIDE, write_scene
 
 from evcap.errors import EvcapError
+from evcap.gigapixel.tiles import reading
 from evcap.gigapixel.tiles.plans import make_plan
 from evcap.gigapixel.tiles.reading import AHEAD, read_ahead, squares
 from evcap.raster.raster import Raster
-from evcap.uhr import reading
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

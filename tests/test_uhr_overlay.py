@@ -10,11 +10,11 @@ from PIL import Image
 
 from evcap.errors import EvcapError
 from evcap.gigapixel.ask.evidence import Evidence
+from evcap.plots import evidence as overlay
 from evcap.plots.evidence import draw_overlay
 from evcap.plots.names import COLOURS
 from evcap.raster.geo import intersections
 from evcap.raster.raster import Raster
-from evcap.uhr import overlay
 
 GROUND, TARGET = (90, 110, 90), (250, 10, 250)
 

@@ -10,10 +10,10 @@ import sys
 import rasterio
 from tile_tools import PlainEncoder
 
+from evcap.gigapixel.tiles import index as tiles
 from evcap.gigapixel.tiles.index import TileIndex
 from evcap.gigapixel.tiles.plans import make_plan
 from evcap.raster.raster import Raster
-from evcap.uhr import tiles
 
 
 def say(text: object) -> None:

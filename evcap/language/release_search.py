@@ -1,6 +1,6 @@
 """The EVCap release's beam search, rule for rule, but batched and with cached keys and values (facts: its search.py).
 
-Differences to evcap/language/beam_search.py: beams are ranked by their mean token log-probability at every step, not only at the end; a
+Differences to `beam_search`: beams are ranked by their mean token log-probability at every step, not only at the end; a
 beam that has reached a stop stays among the beams with its score and crowds out the rest; the search ends when all stopped.
 The release runs one picture at a time and reads the whole sequence again for each token.
 """

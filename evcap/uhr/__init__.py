@@ -1,1 +1,0 @@
-"""Pictures too large to open: reading, division into tiles, retrieval and answers (extra `uhr`)."""
