@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from places import EXAMPLES
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
+from places import REPOSITORY
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from PIL import Image
+from places import REPOSITORY
 from tiny import tiny_llm, tiny_tokenizer
 
 from evcap.captioner import Captioner
@@ -20,7 +21,6 @@ from evcap.model.build import build_model
 from evcap.model.evcap import trained_parts
 from evcap.weights.wheels import write_safetensors
 
-REPOSITORY = Path(__file__).parent.parent
 COLOURS = {"red": (200, 30, 30), "green": (20, 180, 60), "blue": (30, 40, 210), "grey": (128, 128, 128)}
 COMMON = {
     "sets": ["squares"],

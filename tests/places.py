@@ -1,0 +1,6 @@
+"""Where this repository is."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = REPOSITORY / "examples"
