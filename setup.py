@@ -31,9 +31,9 @@ CORE = [
 TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
 # 8- and 4-bit language models, and tokenizers that are a SentencePiece model alone, as Vicuna's is
 GPU = ["bitsandbytes>=0.46", "sentencepiece>=0.2"]
-SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing pictures
+SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing images
 CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
-UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # pictures too large to open; the words of a question
+UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # images too large to open; the words of a question
 HEIC = ["pillow-heif>=1.1"]  # photos of telephones
 DEV = ["pytest>=8.3", "hypothesis>=6.120", "ruff>=0.12", "pyogrio>=0.10", "shapely>=2"]  # the last two read GeoJSON
 

@@ -1,6 +1,6 @@
-"""How fast a visual-name memory is: a picture's search in 15 thousand and in 1 million keys, and 1,000 names more.
+"""How fast a visual-name memory is: an image's search in 15 thousand and in 1 million keys, and 1,000 names more.
 
-Search: `VisualNameMemory.search` with one picture's 32 query features, against the same rule taken one query at a time:
+Search: `VisualNameMemory.search` with one image's 32 query features, against the same rule taken one query at a time:
 numpy compares it with every key and picks its five nearest, then loops choose the names. Both use the same float32 keys,
 already in main memory, and must name the same things.
 
@@ -108,7 +108,7 @@ def paired(ours: Callable, other: Callable, turns: int, prepare: Callable = lamb
 
 
 def measure(count: int, dim: int, folder: Path) -> dict[str, dict]:
-    """Opening, filling the index, and the search of one picture."""
+    """Opening, filling the index, and the search of one image."""
     random_memory(count, dim).save(folder)
     turns = TURNS_OF_MANY if count >= MANY else TURNS
     size = f"{count:,} keys of {dim}"

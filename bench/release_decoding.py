@@ -1,6 +1,6 @@
 """Captions a second under the EVCap release's rules of beam search: batched with a cache, against the release's own way.
 
-The release's way: one picture at a time, and every token runs the language model over the whole sequence of every beam. Both
+The release's way: one image at a time, and every token runs the language model over the whole sequence of every beam. Both
 sides decode the same prompts with the same LLaMA, small and of random weights: only shapes matter for the time. The sides
 take turns, each repeat gives one ratio, and both must find the same hypotheses.
 
@@ -30,7 +30,7 @@ PROMPT = 66  # positions: BOS, 40 vectors and about 25 tokens of the paper's pro
 def release_way(
     llm: torch.nn.Module, prompt: torch.Tensor, stops: list[int], beams: int, max_length: int
 ) -> list[tuple[float, list[int]]]:
-    """All hypotheses for one prompt (P,d), best first: (mean log-probability, tokens). No cache, one picture."""
+    """All hypotheses for one prompt (P,d), best first: (mean log-probability, tokens). No cache, one image."""
     live: list[tuple[float, list[int]]] = []  # sum of log-probabilities, tokens
     for _ in range(max_length):
         if live and all(tokens[-1] in stops for _, tokens in live):
@@ -90,7 +90,7 @@ def main(
     figures = {
         "llama": {"layers": layers, "width": width, "vocabulary": 32000},
         "prompt_positions": PROMPT,
-        "pictures": pictures,
+        "images": pictures,
         "pictures_release_way": slow_pictures,
         "beams": beams,
         "max_length": max_length,
@@ -101,16 +101,16 @@ def main(
         "pictures_with_equal_beams": f"{equal} of {slow_pictures}",
     }
     write_figures(output, figures)
-    table = Table("decoding by the release's rules", "pictures", "captions/s, median", "lowest to highest")
+    table = Table("decoding by the release's rules", "images", "captions/s, median", "lowest to highest")
     for label, count, rates in (
         ("batched, cached", pictures, fast),
-        ("one picture at a time, no cache", slow_pictures, slow),
+        ("one image at a time, no cache", slow_pictures, slow),
         ("ratio", "", ratios),
     ):
         table.add_row(label, str(count), *spread(rates))
     console = Console()
     console.print(table)
-    console.print(f"equal beams on both sides: {equal} of {slow_pictures} pictures; wrote {output}")
+    console.print(f"equal beams on both sides: {equal} of {slow_pictures} images; wrote {output}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Seconds a training step: query features kept on disk, against the image tower and the Q-Former run in every step.
 
 The embedded preset, its recipe's loss and trainable parts (fusion, projection, LoRA), real photos, bfloat16 autocast, no
-compilation. Both sides take the same pictures and captions; the other side opens the photos and computes Q anew. The sides take
+compilation. Both sides take the same images and captions; the other side opens the photos and computes Q anew. The sides take
 turns; each turn is one step and gives one ratio. Peak memory is that of a process of its own for each side.
 
     python bench/training.py --data DIR

@@ -5,7 +5,7 @@
 
 Both comparisons take turns on the same tiles of SCENE, a tiled file with overviews (data/make_mosaic.py makes some). Plain
 reads: rasterio alone, one handle, a window a tile, row by row, each tile at its level's resolution, under the same limit for
-GDAL's cache, which holds more than a row of tiles. The encoder alone gets the same pictures, in main memory already.
+GDAL's cache, which holds more than a row of tiles. The encoder alone gets the same images, in main memory already.
 Each file named by --whole is indexed by `evcap index`, asked each question alone and all of them in one command, and the first
 once more without its index, coarse to fine; each in a process of its own: seconds with the start of the program, tiles, and
 most main memory (of Linux).
@@ -72,7 +72,7 @@ def read_plainly(raster: Raster, plan: Plan) -> None:
 
 
 def read_all(raster: Raster, plan: Plan, numbers: np.ndarray, side: int) -> list[np.ndarray]:
-    """The pictures of tiles as the index reads them, in the order of reading."""
+    """The images of tiles as the index reads them, in the order of reading."""
     with closing(read_ahead(raster, plan, squares(plan, numbers, raster), side)) as reading:
         return [pixels for tiles in reading for pixels in tiles.pixels]
 

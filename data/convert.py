@@ -1,10 +1,10 @@
-"""Brings a benchmark that you downloaded into the project's format: COCO captions files beside a link to the pictures.
+"""Brings a benchmark that you downloaded into the project's format: COCO captions files beside a link to the images.
 
     python data/convert.py nocaps --source DOWNLOADS --data DIR
 
 SET is coco-karpathy, flickr30k, nocaps or whoops; data/README.md says where to get each. The annotation file and the
-pictures, unpacked, may lie anywhere below DOWNLOADS. Ids, numbers of pictures and captions, the pictures' files and, where
-archives with a known MD5 are still there, these are checked; a split that is not as it should be is not written. Pictures
+images, unpacked, may lie anywhere below DOWNLOADS. Ids, numbers of images and captions, the images' files and, where
+archives with a known MD5 are still there, these are checked; a split that is not as it should be is not written. Images
 are not copied. Exits with 1 when there is a problem.
 """
 
@@ -44,7 +44,7 @@ def check_archive(path: Path, expected: str, quiet: bool) -> None:
 
 
 def pictures_folder(own: Path, images: Path) -> Path:
-    """Where pictures are looked for: the set's `own` folder if it is one, else `images`, to which it is or becomes a link."""
+    """Where images are looked for: the set's `own` folder if it is one, else `images`, to which it is or becomes a link."""
     if own.is_symlink() and own.resolve() != images.resolve():
         raise EvcapError(f"{own} is a link to {own.resolve()}: remove it, or give --images that folder")
     return own if own.is_dir() and not own.is_symlink() else images
@@ -56,7 +56,7 @@ def coco_format(rows: list[Row], images: Files, title: str) -> dict:
     missing = [row.file for row in rows if places[row.id] is None]
     if missing:
         where = f"missing below {images.folder} (are the archives unpacked?)"
-        raise EvcapError(f"{len(missing):,} pictures are {where}, the first is {missing[0]}")
+        raise EvcapError(f"{len(missing):,} images are {where}, the first is {missing[0]}")
     pictures = [{"id": r.id, "file_name": places[r.id].relative_to(images.folder).as_posix(), **r.fields} for r in rows]
     captions = [{"image_id": row.id, "caption": caption} for row in rows for caption in row.captions]
     captions = [{"id": number, **caption} for number, caption in enumerate(captions)]
@@ -67,7 +67,7 @@ def main(
     benchmark: Annotated[Benchmark, typer.Argument(metavar="SET", help=f"One of {', '.join(BENCHMARKS)}.")],
     source: Annotated[Path, typer.Option(help="Folder below which the downloaded files lie.")],
     data: DataFolder,
-    images: Annotated[Path | None, typer.Option(help="Folder below which the pictures lie, if not below --source.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder below which the images lie, if not below --source.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given several times.")] = None,
     quiet: NoBars = False,
 ) -> None:
@@ -97,7 +97,7 @@ def main(
         target = folder / f"captions_{part}.json"
         write_text(target, json.dumps(content) + "\n")
         domains = Counter(row.fields["domain"] for row in rows if row.fields)
-        counts = [f"{len(rows):,} pictures", f"{len(content['annotations']):,} captions"]
+        counts = [f"{len(rows):,} images", f"{len(content['annotations']):,} captions"]
         counts += [f"{count:,} {domain}" for domain, count in sorted(domains.items())]
         print(f"{target}: {', '.join(counts)}")
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Export BLIP-2's image tower and Q-Former from LAVIS, with what they answer to a few pictures.
+"""Export BLIP-2's image tower and Q-Former from LAVIS, with what they answer to a few images.
 
 Runs in an environment of its own, with Python below 3.12: salesforce-lavis pins a transformers that evcap cannot share.
 
@@ -48,7 +48,7 @@ def tower_of(state: dict, depth: int) -> VisionTransformer:
 
 
 def qformer_of(state: dict, seen: int) -> BertLMHeadModel:
-    """LAVIS' Q-Former without the parts that pictures do not pass, at the sizes of its checkpoint."""
+    """LAVIS' Q-Former without the parts that images do not pass, at the sizes of its checkpoint."""
     layer = "Qformer.bert.encoder.layer"
     width = state["query_tokens"].shape[-1]
     layers = len({k.split(".")[4] for k in state if k.startswith(layer)})

@@ -1,9 +1,9 @@
-"""Holds out a share of a set's training pictures: a data folder for a model that must not have seen them.
+"""Holds out a share of a set's training images: a data folder for a model that must not have seen them.
 
     python data/hold_out.py HELD --data DIR
 
-HELD is DIR, by links, but for HELD/ucm: a fifth of each scene's train pictures are its val split, the others its train split.
-The val split of DIR is in neither. How tiles are compared was chosen on such pictures (docs/big-images.md).
+HELD is DIR, by links, but for HELD/ucm: a fifth of each scene's train images are its val split, the others its train split.
+The val split of DIR is in neither. How tiles are compared was chosen on such images (docs/big-images.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from evcap.text_files import read_json
 
 
 def draw(images: list[dict], share: float, seed: int) -> set[int]:
-    """The ids held out: of each scene its share, rounded down. Pictures without a scene are all of one."""
+    """The ids held out: of each scene its share, rounded down. Images without a scene are all of one."""
     scenes = defaultdict(list)
     for image in images:
         scenes[image.get("scene", "")].append(image["id"])
@@ -32,7 +32,7 @@ def draw(images: list[dict], share: float, seed: int) -> set[int]:
 
 
 def part(content: dict, ids: set[int]) -> str:
-    """A captions file of these pictures only."""
+    """A captions file of these images only."""
     images = [image for image in content["images"] if image["id"] in ids]
     annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
     return json.dumps(content | {"images": images, "annotations": annotations}) + "\n"
@@ -41,8 +41,8 @@ def part(content: dict, ids: set[int]) -> str:
 def main(
     output: Annotated[Path, typer.Argument(metavar="HELD", help="The data folder to make.")],
     data: DataFolder,
-    name: Annotated[str, typer.Option("--set", help="Whose train pictures are held out.")] = "ucm",
-    share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Of the pictures of each scene.")] = 0.2,
+    name: Annotated[str, typer.Option("--set", help="Whose train images are held out.")] = "ucm",
+    share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Of the images of each scene.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
 ) -> None:
     source = data / name / "captions_train.json"
@@ -60,7 +60,7 @@ def main(
     (output / name / "images").symlink_to((data / name / "images").resolve())
     for split, those in (("train", ids - held), ("val", held)):
         write_text(output / name / f"captions_{split}.json", part(content, those))
-    print(f"{output}: {len(held)} of {len(ids)} train pictures of {name} held out")
+    print(f"{output}: {len(held)} of {len(ids)} train images of {name} held out")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes test scenes: large georeferenced pictures made of small labelled ones, with a JSON file each that tells what is where.
+"""Writes test scenes: large georeferenced images made of small labelled ones, with a JSON file each that tells what is where.
 
     python data/make_mosaic.py SCENES --data DIR                                # 7 scenes of 10,000 x 10,000 pixels
     python data/make_mosaic.py HELD/scenes --data HELD --scenes 5               # of tiles held out by data/hold_out.py
@@ -44,7 +44,7 @@ CACHE_MB = 64  # GDAL's blocks
 
 
 def read_tiles(data: Path, split: str) -> dict[str, list[Picture]]:
-    """The labelled pictures of one split of DATA/ucm."""
+    """The labelled images of one split of DATA/ucm."""
     found = defaultdict(list)
     for image in read_coco_captions(data / "ucm" / f"captions_{split}.json", data / "ucm" / "images"):
         if image.scene not in UCM:
@@ -64,7 +64,7 @@ def read_photos(data: Path) -> list[Picture]:
 
 
 class Painter:
-    """Paints a scene block by block. Of the pictures only those in use are held: a few hundred tiles and four photos."""
+    """Paints a scene block by block. Of the images only those in use are held: a few hundred tiles and four photos."""
 
     def __init__(self, scene: Scene, data: Path):
         self._data, self._size = data, (scene.width, scene.height)
@@ -196,7 +196,7 @@ def write_raster(scene: Scene, data: Path, path: Path, quiet: bool) -> None:
             )
             if not is_whole(Path(folder) / path.name, pyramid.occupied):
                 raise RasterioIOError("its end is missing; is the disk full?")
-            path.with_suffix(".json").unlink(missing_ok=True)  # it tells of the older picture
+            path.with_suffix(".json").unlink(missing_ok=True)  # it tells of the older image
             os.replace(Path(folder) / path.name, path)
     except (RasterioError, CPLE_BaseError) as error:
         raise EvcapError(f"cannot write {path}: {' '.join(str(error.__cause__ or error).split())}") from None

@@ -5,7 +5,7 @@
 
 Only what is nowhere in a scene is asked for: of what is there an encoder finds the tiles that it was trained on too easily. For
 each path the level is that which one in ten such phrases exceeds somewhere in a scene (a constant rate of false alarms, as is
-usual for detection in aerial pictures). `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the
+usual for detection in aerial images). `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the
 mean excess of their scores above the 99th percentile (peaks over threshold, exponential tail). Prints the lines for the preset.
 """
 

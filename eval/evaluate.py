@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 4 eval/evaluate.py eval/configs/nocaps-val.yaml --data DIR
 
 Writes predictions.json (COCO results format, which EvalAI takes too), metrics.json, results.md and contact_sheet.png into
-the config's output folder. Several processes share the pictures batch by batch; their captions and scores are those of
+the config's output folder. Several processes share the images batch by batch; their captions and scores are those of
 one. A run that was stopped goes on where it was: captions are kept line by line in predictions*.jsonl.
 """
 
@@ -53,7 +53,7 @@ class Config:
     max_length: int = 32
     batch_size: int = 32
     cut_at: str | None = None  # captions end before this text
-    limit: int | None = None  # the first so many pictures
+    limit: int | None = None  # the first so many images
     scored: bool = True  # false: the set has no references, predictions.json is all
     benchmark: str | None = None  # whose published scores stand beside ours, see evcap/datasets/benchmarks.py
     seen: str | None = None  # captions that the model was trained on; F1 is also taken over the names they do not say
@@ -63,7 +63,7 @@ AFTERWARDS = ("output", "limit", "scored", "benchmark", "seen")  # what no capti
 
 
 def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], file, quiet: bool) -> None:
-    """Append {image_id, caption, names} of each picture to the open `file`, batch by batch."""
+    """Append {image_id, caption, names} of each image to the open `file`, batch by batch."""
     with tqdm(total=sum(map(len, batches)), unit="img", disable=quiet) as bar:
         for batch in batches:
             captions = captioner.caption(
@@ -82,7 +82,7 @@ def caption_all(captioner, config: Config, batches: list[list[CaptionedImage]], 
 
 
 def score_all(records: list[CaptionedImage], predictions: dict[int, str], models: Path) -> dict[str, dict[str, float]]:
-    """{"overall": scores}, before it those of each domain where the pictures have one. models: see `score`."""
+    """{"overall": scores}, before it those of each domain where the images have one. models: see `score`."""
     references = {r.id: r.captions for r in records}
     domains = {r.id: r.domain for r in records if r.domain}
     parts = score_domains(predictions, references, domains, models) if len(domains) == len(records) else {}
@@ -90,16 +90,16 @@ def score_all(records: list[CaptionedImage], predictions: dict[int, str], models
 
 
 def draw_sheet(config: Config, records: list[CaptionedImage], rows: list[dict], cider: float, path: Path) -> None:
-    """The best, median and worst pictures."""
+    """The best, median and worst images."""
     each = per_image_cider({row["image_id"]: row["caption"] for row in rows}, {r.id: r.captions for r in records})
     pairs = zip(records, rows, strict=True)
     sheet = [Scored(r.path, row["caption"], each[r.id], r.captions[0], row["names"]) for r, row in pairs]
-    draw_contact_sheet(sheet, path, f"{config.captions}: CIDEr {cider:.1f} over {len(records)} pictures")
+    draw_contact_sheet(sheet, path, f"{config.captions}: CIDEr {cider:.1f} over {len(records)} images")
 
 
 def show(config: Config, scores: dict[str, dict[str, float]], pictures: int) -> None:
     """The scores as a table on the terminal."""
-    table = Table("", *scores["overall"], title=f"{config.captions}, {pictures} pictures, beam {config.beams}")
+    table = Table("", *scores["overall"], title=f"{config.captions}, {pictures} images, beam {config.beams}")
     for part, row in scores.items():
         table.add_row(part, *(f"{value:.1f}" for value in row.values()))
     Console().print(table)
@@ -163,16 +163,16 @@ def main(
         "scores": scores["overall"],
         "domains": {part: row for part, row in scores.items() if part != "overall"},
         "naming": naming,
-        "pictures": len(records),
+        "images": len(records),
         "command": shlex.join(["python", *sys.argv]),
         "config": dataclasses.asdict(config),
         "fingerprints": made_by,
         "versions": {"evcap": evcap.__version__, **versions},
     }
     write_text(folder / "metrics.json", json.dumps(about, indent=1) + "\n")
-    setting = f"Preset `{config.preset}`, beam {config.beams}, {len(records):,} pictures; scores by pycocoevalcap, in percent."
+    setting = f"Preset `{config.preset}`, beam {config.beams}, {len(records):,} images; scores by pycocoevalcap, in percent."
     notes = ["SPICE is left out: its models were not given."] if "SPICE" not in scores["overall"] else []
-    notes += [f"Only the first {len(records):,} pictures of the set: do not compare."] if config.limit else []
+    notes += [f"Only the first {len(records):,} images of the set: do not compare."] if config.limit else []
     page = results_markdown(config.captions, setting, scores, naming, config.benchmark, notes)
     write_text(folder / "results.md", page)
     draw_sheet(config, records, rows, scores["overall"]["CIDEr"], folder / "contact_sheet.png")

@@ -1,7 +1,7 @@
 """Does the captioner listen to its memory? Two experiments on one COCO-format set.
 
 1. Scores with the memory as it is, with an empty one, and with its names shuffled over its entries.
-2. Rename test: of the names said most often, one after the other, rename the entries (dog -> wolf), caption the pictures
+2. Rename test: of the names said most often, one after the other, rename the entries (dog -> wolf), caption the images
    again whose caption said the name, and count how many captions now say the new one.
 
     python eval/memory_matters.py eval/configs/memory-matters.yaml --data DIR [--preset NAME]
@@ -52,7 +52,7 @@ class Config:
     count: int = 15  # names renamed, one at a time
     beams: int = 5
     batch_size: int = 32
-    limit: int | None = None  # the first so many pictures
+    limit: int | None = None  # the first so many images
     seed: int = 0  # of the shuffle
 
 
@@ -62,7 +62,7 @@ def with_names(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
 
 
 def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Config, title: str):
-    """Captions of N pictures from their query features (N,32,W) with another memory in place: list[Caption]."""
+    """Captions of N images from their query features (N,32,W) with another memory in place: list[Caption]."""
     captioner.memory = memory
     return caption_with_bar(captioner, queries, config.beams, config.batch_size, title)
 
@@ -83,7 +83,7 @@ def frequent_names(said: Counter, memory: VisualNameMemory, config: Config) -> t
 
 
 def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before: list[Caption], config: Config):
-    """Per renamed name, counts over the pictures whose caption said it; and the names passed over, with reasons.
+    """Per renamed name, counts over the images whose caption said it; and the names passed over, with reasons.
 
     follows: the caption says the new name and did not before; keeps: it says the old one only; neither: the rest.
     """
@@ -112,7 +112,7 @@ def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before:
 
 
 def rates(results: dict) -> dict[str, float]:
-    """Percent over all pictures of all names, and the mean of the names' own rates."""
+    """Percent over all images of all names, and the mean of the names' own rates."""
     total = Counter()
     for row in results.values():
         total.update({key: value for key, value in row.items() if isinstance(value, int)})
@@ -126,7 +126,7 @@ def rates(results: dict) -> dict[str, float]:
 
 
 def paired_difference(each: dict[int, float], base: dict[int, float]) -> dict[str, float]:
-    """Mean of the pictures' differences in CIDEr and its standard error."""
+    """Mean of the images' differences in CIDEr and its standard error."""
     differences = [each[key] - base[key] for key in base]
     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
     return {"CIDEr difference": statistics.fmean(differences), "standard error": error}
@@ -218,7 +218,7 @@ def main(
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "config": dataclasses.asdict(config),
-        "pictures": len(records),
+        "images": len(records),
         "names_in_prompt": captioner.preset.language.names_in_prompt,
         "scores": scores,
         "against_as_it_is": differences,

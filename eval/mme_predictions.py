@@ -4,8 +4,8 @@
     python eval/mme_realworld.py runs/eval/mme-realworld-rs/predictions.jsonl --data DIR/mme-realworld-rs/MME_RealWorld_RS.json
 
 Each question is asked as `evcap ask` does with its choices; the reply is the likeliest of them. The config's output folder gets
-predictions.jsonl, a line a question, and indexes/, the tiles of each picture, which its questions share (25 kB a tile). A run
-that was stopped goes on where it was. Pictures that cannot be read are named at the end, with exit code 1.
+predictions.jsonl, a line a question, and indexes/, the tiles of each image, which its questions share (25 kB a tile). A run
+that was stopped goes on where it was. Images that cannot be read are named at the end, with exit code 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Config:
 
 
 def made_by(config: Config, analyst: Analyst) -> str:
-    """16 hexadecimal digits of all that an answer depends on besides question and picture."""
+    """16 hexadecimal digits of all that an answer depends on besides question and image."""
     galleries = [gallery.memory.fingerprint() for gallery in analyst.galleries]
     told = marks(config.preset, analyst.captioner) | {"galleries": galleries, "budget": config.budget}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
@@ -59,7 +59,7 @@ def answered(path: Path, maker: str) -> set[str]:
 
 
 def by_picture(questions: list[Question]) -> dict[str, list[Question]]:
-    """Raises EvcapError for a picture that would be outside of the folder, where an index of it would be too."""
+    """Raises EvcapError for an image that would be outside of the folder, where an index of it would be too."""
     pictures = defaultdict(list)
     for question in questions:
         name = PurePosixPath(question.image)
@@ -70,7 +70,7 @@ def by_picture(questions: list[Question]) -> dict[str, list[Question]]:
 
 
 def answers(analyst: Analyst, image: Path, folder: Path, questions: list[Question], budget: int) -> Iterator[dict]:
-    """Predictions for questions about one picture. folder: of its index. Raises RasterError if it cannot be read."""
+    """Predictions for questions about one image. folder: of its index. Raises RasterError if it cannot be read."""
     if questions:
         with Raster(image) as raster:
             index = analyst.open_index(raster, folder)
@@ -98,7 +98,7 @@ def main(
     questions, images, output = read_questions(data / config.questions), data / config.images, Path(config.output)
     pictures = by_picture(questions)
     if not images.is_dir():
-        raise EvcapError(f"there is no folder {images} with the pictures")
+        raise EvcapError(f"there is no folder {images} with the images")
     analyst = Analyst.load(config.preset)
     maker, path = made_by(config, analyst), output / "predictions.jsonl"
     done, failures = answered(path, maker), []
@@ -113,7 +113,7 @@ def main(
                     file.write(json.dumps(row | {"made_by": maker}) + "\n")
                     file.flush()  # a kill loses the answer that was being found, no more
                     bar.update()
-            except RasterError as error:  # other errors are of settings, which no other picture would change
+            except RasterError as error:  # other errors are of settings, which no other image would change
                 failures.append(str(error))
     report(failures, len(pictures))
     print(f"wrote {path}")

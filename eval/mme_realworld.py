@@ -4,7 +4,7 @@
     python eval/mme_realworld.py predictions.jsonl --data MME_RealWorld_RS.json --parity   # letters by the reference's rule
 
 eval/mme_predictions.py writes evcap's own predictions. A line of them is {"Question_id": ..., "output": the reply, "boxes":
-[[x1, y1, x2, y2], ...]}: boxes in pixels of the picture, best first, or none; other fields are passed over. A question without
+[[x1, y1, x2, y2], ...]}: boxes in pixels of the image, best first, or none; other fields are passed over. A question without
 a line counts as wrong. Writes metrics.json and results.md into the folder of --output and prints the same table.
 """
 
@@ -29,7 +29,7 @@ from evcap.evaluation.places import recall_at
 from evcap.files import write_text
 
 RANKS = (1, 5, 10)
-LARGEST = 0.25  # of the picture; a larger box is not counted as found
+LARGEST = 0.25  # of the image; a larger box is not counted as found
 THIRDS = ("smallest third", "middle third", "largest third")
 RULES = {
     False: "Letters are read by evcap's rule (`evcap/evaluation/mme_realworld.py`).",
@@ -41,7 +41,7 @@ def score(questions: list[Question], letters: dict[str, str]) -> dict[str, dict[
     """Scores of each task, subtask and category, "task / subtask / category", and "overall", last.
 
     letters: question id -> letter, "" where none was read; a question that is not in it counts as wrong. Each row holds
-    questions, correct, accuracy in percent, and how often E ("not in the picture") was the answer and was right.
+    questions, correct, accuracy in percent, and how often E ("not in the image") was the answer and was right.
     """
     rows: dict[str, dict[str, float]] = {}
     for question in questions:
@@ -136,7 +136,7 @@ def main(
     tables = [markdown("answers", scores)] + ([markdown("targets", recall)] if recall else [])
     title = f"# MME-RealWorld-RS, {len(questions):,} questions"
     rule = (
-        f"Accuracy and recall in percent. A box finds a target if it holds its centre and at most {LARGEST:.0%} of the picture."
+        f"Accuracy and recall in percent. A box finds a target if it holds its centre and at most {LARGEST:.0%} of the image."
     )
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "metrics.json", json.dumps(about, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """New-name test: can names that no caption and no memory entry ever held be taught by entries alone?
 
-The captioner of CONFIG was trained without pictures whose captions say the names. Its memory first lacks them, then gets
-up to `per_name` pictures of each, from the train split. Score: F1 per name of "the caption says it" against "a reference
+The captioner of CONFIG was trained without images whose captions say the names. Its memory first lacks them, then gets
+up to `per_name` images of each, from the train split. Score: F1 per name of "the caption says it" against "a reference
 says it", as in held-out COCO (Hendricks et al. 2016).
 
     python eval/new_names.py eval/configs/new-names.yaml --data DIR
@@ -39,7 +39,7 @@ class Config:
     set: str
     splits: list[str]  # scored together
     output: str
-    agree: int = 3  # captions of a train picture that must say the name for it to become an entry
+    agree: int = 3  # captions of a train image that must say the name for it to become an entry
     per_name: int = 10
     preset: str = "embedded"
     beams: int = 5
@@ -51,7 +51,7 @@ def read(config: Config, data: Path, split: str) -> list[CaptionedImage]:
 
 
 def entries(config: Config, finder: NameFinder, records: list[CaptionedImage]) -> list[tuple[str, Path]]:
-    """(name, picture) pairs to add, drawn at random from the pictures whose captions agree."""
+    """(name, image) pairs to add, drawn at random from the images whose captions agree."""
     draw, chosen = random.Random(config.seed), []
     for name in config.names:
         votes = ((r, sum(any(m.name == name for m in finder.find(c)) for c in r.captions)) for r in records)
@@ -78,7 +78,7 @@ def main(
     queries = captioner.query_features([r.path for r in records], batch_size=32)
 
     new = entries(config, finder, read(config, data, "train"))
-    result = {"config": dataclasses.asdict(config), "pictures": len(records), "entries_added": len(new)}
+    result = {"config": dataclasses.asdict(config), "images": len(records), "entries_added": len(new)}
     for stage in ("before", "after"):
         if stage == "after":
             keys = captioner.keys([path for _, path in new]).astype(np.float16)

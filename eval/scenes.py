@@ -2,8 +2,8 @@
 
     python eval/scenes.py eval/configs/scenes-val.yaml --data DIR
 
-Each scene is indexed once, beside its picture; then its questions are asked in four ways (fast path, slow path, the slow one
-where the fast one finds nothing, and both in one pass, which is what `evcap ask` does) and of two others: the whole picture
+Each scene is indexed once, beside its image; then its questions are asked in four ways (fast path, slow path, the slow one
+where the fast one finds nothing, and both in one pass, which is what `evcap ask` does) and of two others: the whole image
 reduced to one input of the model, and the rule of the public ImageRAG release (arXiv 2411.07688) on its grid.
 Writes metrics.json, results.md and predictions.jsonl into the output folder.
 """
@@ -43,7 +43,7 @@ from evcap.progress import tqdm
 from evcap.raster.raster import Raster
 
 RANKS = (1, 5, 10)
-LARGEST = 0.25  # of the picture; a larger box is not counted as found (facts of ImageRAG's evaluation)
+LARGEST = 0.25  # of the image; a larger box is not counted as found (facts of ImageRAG's evaluation)
 WAYS = {"fast": "fast path", "slow": "slow path", "then": "fast, then slow", "both": "both in one pass (evcap ask)"}
 
 
@@ -79,7 +79,7 @@ class Asked:
         return self._found[phrase, way]
 
     def look_at_once(self, phrase: str) -> Found:
-        """The whole picture as one input: it is there if that scores above the threshold for one tile; the boxes are the cells
+        """The whole image as one input: it is there if that scores above the threshold for one tile; the boxes are the cells
         that the query nearest to the phrase looks at most."""
         retriever, captioner = self.searcher.retriever, self.searcher.captioner
         queries = captioner.query_features([self.overview])
@@ -178,7 +178,7 @@ def main(
     for path in tqdm(paths, desc="scenes", unit="scene", disable=quiet):
         asked = Asked(searcher, path, config, quiet)
         looks = {name: partial(asked.look, way=way) for way, name in WAYS.items()}
-        looks |= {"whole picture as one input": asked.look_at_once, "ImageRAG's rule, grid": asked.look_by_reference}
+        looks |= {"whole image as one input": asked.look_at_once, "ImageRAG's rule, grid": asked.look_by_reference}
         for name, look in looks.items():
             rows.setdefault(name, []).extend(ask_all(asked, look))
         chances += [asked.chance(q.label) for q in asked.scene.questions if q.kind == "presence" and q.answer]

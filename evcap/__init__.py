@@ -1,4 +1,4 @@
-"""evcap describes pictures with names from an external visual memory that anyone can edit."""
+"""evcap describes images with names from an external visual memory that anyone can edit."""
 
 from __future__ import annotations
 

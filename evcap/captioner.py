@@ -1,4 +1,4 @@
-"""The captioner as users hold it: pictures in, captions with their retrieved names out."""
+"""The captioner as users hold it: images in, captions with their retrieved names out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from evcap.weights.wheels import fingerprint
 
 @dataclass(frozen=True)
 class Caption:
-    """What the captioner says of one picture: the best caption, all captions best first, and the retrieved names."""
+    """What the captioner says of one image: the best caption, all captions best first, and the retrieved names."""
 
     caption: str
     captions: list[str]
@@ -110,12 +110,12 @@ class Captioner:
         max_length: int | None = None,
         batch_size: int = 16,
     ) -> Caption | list[Caption]:
-        """Caption one picture (-> Caption) or several, also from a generator (-> list in the same order).
+        """Caption one image (-> Caption) or several, also from a generator (-> list in the same order).
 
-        A picture is a path, a PIL image, a uint8 array (H,W,3) in RGB or (H,W) in grey, the bytes of a picture file, or a
+        An image is a path, a PIL image, a uint8 array (H,W,3) in RGB or (H,W) in grey, the bytes of an image file, or a
         file opened in binary mode.
         beams, min_length and max_length (in tokens) default to the preset's; num_captions <= beams or beams grow.
-        Raises evcap.images.opening.ImageError for a file that is no readable picture, EvcapError for what can be none.
+        Raises evcap.images.opening.ImageError for a file that is no readable image, EvcapError for what can be none.
         """
         pictures, single = as_list(images)
         queries = self.query_features(pictures, batch_size)
@@ -171,7 +171,7 @@ class Captioner:
         return BeamChoice(self.model.text_projection)
 
     def names(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
-        """Names the memory gives for each picture, best first; of one picture a list of one."""
+        """Names the memory gives for each image, best first; of one image a list of one."""
         return self.retrieve(self.query_features(images, batch_size))
 
     def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
@@ -181,7 +181,7 @@ class Captioner:
 
     @torch.inference_mode()
     def query_features(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> torch.Tensor:
-        """Pictures -> Q (N,32,W) float32, on the CPU whatever the model's device."""
+        """Images -> Q (N,32,W) float32, on the CPU whatever the model's device."""
         waiting, rows = iter(as_list(images)[0]), []
         with full_precision(self.device):
             while batch := list(islice(waiting, batch_size)):
@@ -190,13 +190,13 @@ class Captioner:
 
     @torch.inference_mode()
     def patch_tokens(self, images: Sequence[Picture]) -> torch.Tensor:
-        """Pictures -> patch tokens (N,P,C) float32 of the frozen tower."""
+        """Images -> patch tokens (N,P,C) float32 of the frozen tower."""
         return self.model.patch_tokens(self.pixels(images).to(self.device))
 
     def pixels(self, images: Sequence[Picture], mirrored: Sequence[int] = ()) -> torch.Tensor:
-        """Pictures -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""
+        """Images -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""
         vision = self.preset.vision
-        # far larger pictures are shrunk while they are opened, as on the command line
+        # far larger images are shrunk while they are opened, as on the command line
         opened = [open_picture(image, 2 * vision.image_size) for image in images]
         pixels = to_tensor(opened, vision.image_size, vision.mean, vision.std)
         flip = torch.tensor(mirrored, dtype=torch.bool)
@@ -205,7 +205,7 @@ class Captioner:
         return pixels
 
     def keys(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> np.ndarray:
-        """Pictures -> memory keys (N,W) float32, see `mean_keys`."""
+        """Images -> memory keys (N,W) float32, see `mean_keys`."""
         return mean_keys(self.query_features(images, batch_size)).numpy()
 
     @torch.inference_mode()

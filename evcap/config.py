@@ -103,14 +103,14 @@ class DecodingConfig:
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """When something counts as found in a picture of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
+    """When something counts as found in an image of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
     plus `slope` x ln(tiles / 1000). How they were measured: docs/big-images.md."""
 
     fast: float
     slow: float
     both: float
     slope: float
-    reduce: str = "mean"  # which pictures stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
+    reduce: str = "mean"  # which images stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
     contexts: int = 3  # places that are described for an answer; all are shown
 
 
@@ -132,7 +132,7 @@ class Preset:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     retrieval: RetrievalConfig | None = None  # None: nobody measured it for this preset's towers
-    text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big pictures; "" = the text projection
+    text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big images; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 

@@ -78,7 +78,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
 
 def is_text(path: str | Path) -> bool:
-    """Whether the first 4,096 bytes of a file look like text: no byte of them is 0, as some are in every picture's.
+    """Whether the first 4,096 bytes of a file look like text: no byte of them is 0, as some are in every image's.
 
     May raise OSError.
     """

@@ -4,7 +4,7 @@
 
 Sources: boxes with a class (each crop is an image of its class), captioned photos whose captions agree on an object name,
 scenes with a label, LVIS, folders of named images, and CSV files. A name's images are drawn at random from all sources
-together. A run that was killed goes on where it was; pictures that do not open are reported and left out.
+together. A run that was killed goes on where it was; images that do not open are reported and left out.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Config:
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
     lvis: list[str] = field(default_factory=list)  # annotation files of LVIS v1 or v0.5
-    lvis_images: str = "coco"  # folder of their pictures, with or without the folders train2017 and val2017
-    lvis_crops: bool = False  # the largest object of the name, not the whole picture
+    lvis_images: str = "coco"  # folder of their images, with or without the folders train2017 and val2017
+    lvis_crops: bool = False  # the largest object of the name, not the whole image
     folders: list[str] = field(default_factory=list)  # folders that hold a folder of images for each name
     csv: list[str] = field(default_factory=list)  # files with columns image,name and, for boxes, x1,y1,x2,y2
     agree: int = 3  # captions of a photo that must say the name
@@ -70,7 +70,7 @@ def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
 
 
 def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
-    """Each picture once for each name it is annotated with, names as they are said (`spoken_name`).
+    """Each image once for each name it is annotated with, names as they are said (`spoken_name`).
 
     bow_(weapon) and bow_(decorative_ribbons) are one name, as a caption says "bow" of both: 1,198 for LVIS v1's 1,203.
     """
@@ -81,7 +81,7 @@ def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
             candidates = [cropped(config, item, source) for item in items]
         else:
             candidates = [NamedImage(item.name, item.path, source) for item in items]
-        yield from dict.fromkeys(filter(None, candidates))  # both senses of a word may be in one picture
+        yield from dict.fromkeys(filter(None, candidates))  # both senses of a word may be in one image
 
 
 def folder_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
@@ -135,7 +135,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
-    """Build a memory from named pictures: folders, CSV files, LVIS, boxes, captions, scenes."""
+    """Build a memory from named images: folders, CSV files, LVIS, boxes, captions, scenes."""
     config = load_yaml(config_path, Config)
     if min(config.per_name, config.batch) < 1:
         raise EvcapError(f"{config_path}: per_name and batch must be at least 1")
@@ -143,7 +143,7 @@ def main(
     chosen = choose(candidates, config.per_name, config.seed)
     if not chosen:
         raise EvcapError(
-            f"{config_path}: the sets hold no picture of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
+            f"{config_path}: the sets hold no image of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
             "`folders` and `csv`"
         )
     memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, quiet)

@@ -1,4 +1,4 @@
-"""A gallery for `evcap ask --gallery` from labelled pictures: folders that bear the label, or CSV files.
+"""A gallery for `evcap ask --gallery` from labelled images: folders that bear the label, or CSV files.
 
     python memory/build_gallery.py photos/ more.csv --output mine
 
@@ -26,7 +26,7 @@ from evcap.model.qformer import mean_keys
 
 
 class LabelEncoder(Encoder):
-    """Keys of the tower that looks at tiles: the mean of a picture's features, of unit length."""
+    """Keys of the tower that looks at tiles: the mean of an image's features, of unit length."""
 
     @cached_property
     def tower(self) -> Tower:
@@ -41,7 +41,7 @@ class LabelEncoder(Encoder):
         return self.tower.shape[1]
 
     def keys(self, images: Sequence[Image.Image], batch: int) -> np.ndarray:
-        """Pictures -> keys (n,D) float32."""
+        """Images -> keys (n,D) float32."""
         return mean_keys(self.tower.query_features(images, batch)).numpy()
 
 
@@ -50,9 +50,9 @@ def read(source: Path) -> list[NamedImage]:
 
 
 def main(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders of folders of pictures, and CSV files.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders of folders of images, and CSV files.")],
     output: Annotated[Path, typer.Option(help="Folder of the gallery; FOLDER.part keeps what is done until it is whole.")],
-    per_label: Annotated[int, typer.Option(min=1, help="Pictures of a label, drawn at random if there are more.")] = 40,
+    per_label: Annotated[int, typer.Option(min=1, help="Images of a label, drawn at random if there are more.")] = 40,
     preset: Annotated[str, typer.Option(help="Preset whose encoder looks: a shipped name or a YAML file.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
     quiet: NoBars = False,
@@ -60,7 +60,7 @@ def main(
     items = [item for source in sources for item in read(source)]
     chosen = choose(items, per_label, seed)
     gallery, failures = save_memory(LabelEncoder(preset), chosen, output, quiet=quiet)
-    print(f"{output}: {len(gallery)} pictures of {len(gallery.counts())} labels")
+    print(f"{output}: {len(gallery)} images of {len(gallery.counts())} labels")
     report(failures, len(chosen))
     if failures:
         raise typer.Exit(1)

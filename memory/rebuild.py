@@ -1,10 +1,10 @@
-"""From a bare list of names to a working memory: reuse what exists, take the pictures there are, draw what is missing.
+"""From a bare list of names to a working memory: reuse what exists, take the images there are, draw what is missing.
 
     python memory/rebuild.py VOCABULARY.txt --output FOLDER [--images DIR] [--diffusion FOLDER_OR_HUB]
     python memory/rebuild.py VOCABULARY.txt --extend FOLDER ...
 
 VOCABULARY.txt holds a name a line; the first is said, synonyms after "/" only help to find material. A name gets all entries
-that a --reuse memory (the preset's own, unless others are named) holds of it and all pictures in --images folders of its
+that a --reuse memory (the preset's own, unless others are named) holds of it and all images in --images folders of its
 name; one that has neither is drawn. --extend adds to a memory the names it lacks. Killed, the same command goes on.
 """
 
@@ -52,7 +52,7 @@ def known_entries(memory: VisualNameMemory, vocabulary: Vocabulary) -> VisualNam
 
 
 def known_pictures(folder: Path, vocabulary: Vocabulary) -> list[NamedImage]:
-    """Pictures in folders whose names the vocabulary knows, under the names that are said."""
+    """Images in folders whose names the vocabulary knows, under the names that are said."""
     said = by_synonym(vocabulary)
     items = read_named_folders(folder, folder.resolve().name)
     return [replace(item, name=name) for item in items for name in said.get(item.name, ())]
@@ -77,7 +77,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Folder of the new memory.")] = None,
     extend: Annotated[Path | None, typer.Option(help="Folder of a memory that gets the names it lacks.")] = None,
     reuse: Annotated[list[Path] | None, typer.Option(help="Memory to take entries from; the preset's by default.")] = None,
-    images: Annotated[list[Path] | None, typer.Option(help="Folder with a folder of pictures for each name.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="Folder with a folder of images for each name.")] = None,
     diffusion: Annotated[str | None, typer.Option(help="Pipeline that draws what is missing: folder or hub name.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of drawings and unfinished keys; FOLDER.work by default.")] = None,
     template: Template = Brush.template,
@@ -90,11 +90,11 @@ def main(
         str, typer.Option(help="Preset whose encoder makes the keys: a shipped name or a YAML file.")
     ] = "embedded",
     trained: Trained = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that are encoded together.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are encoded together.")] = 32,
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
-    """From a bare list of names to a working memory: reuse, encode pictures, draw what is missing."""
+    """From a bare list of names to a working memory: reuse, encode images, draw what is missing."""
     if (output is None) == (extend is None):
         raise EvcapError("name one folder: --output for a new memory, or --extend for one that gets the names it lacks")
     folder = output or extend
@@ -127,7 +127,7 @@ def main(
     passed = sum(map(len, reused)) + len(encoded.items) - added
     if len(memory) == before and lacking:
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
-        raise EvcapError(f"there is nothing for {some}: give pictures (--images) or let them be drawn (--diffusion)")
+        raise EvcapError(f"there is nothing for {some}: give images (--images) or let them be drawn (--diffusion)")
     memory.save(folder, quiet)
     shutil.rmtree(work / "keys", ignore_errors=True)
     with suppress(OSError):  # drawings stay

@@ -1,4 +1,4 @@
-"""Draw pictures of names with a text-to-image model (EVCap, arXiv 2311.15879: five a name, "a photo of {name}").
+"""Draw images of names with a text-to-image model (EVCap, arXiv 2311.15879: five a name, "a photo of {name}").
 
     python memory/synthesize.py VOCABULARY.txt --diffusion FOLDER_OR_HUB --output FOLDER
 
@@ -31,7 +31,7 @@ def main(
     seed: Seed = Brush.seed,
     quiet: NoBars = False,
 ) -> None:
-    """Draw pictures of names with a text-to-image model."""
+    """Draw images of names with a text-to-image model."""
     brush = Brush(diffusion, template, count, steps, guidance, drawing_batch, seed)
     names = read_vocabulary(vocabulary)
     drawn, blanked = draw(plan(names, output, brush), brush, quiet)

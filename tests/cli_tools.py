@@ -1,6 +1,6 @@
 """Tools for tests of the command line, among them a captioner without a model for what happens around the model.
 
-Its captions tell the colour of the picture. As a script: the command line with this captioner in it.
+Its captions tell the colour of the image. As a script: the command line with this captioner in it.
 """
 
 import json
@@ -25,7 +25,7 @@ Caption = namedtuple("Caption", "caption captions names")
 
 
 class FakeCaptioner:
-    """Calls are recorded in `calls` (numbers of pictures). A picture 13 pixels wide makes its whole batch fail."""
+    """Calls are recorded in `calls` (numbers of images). An image 13 pixels wide makes its whole batch fail."""
 
     def __init__(self, memory=None, seconds: float = 0.0):
         self.memory, self.seconds, self.calls = memory, seconds, []
@@ -60,7 +60,7 @@ def run(*args, code: int = 0, stdin: str | None = None):
 
 
 def said(colour) -> str:
-    """The fake captioner's caption of a picture of one colour."""
+    """The fake captioner's caption of an image of one colour."""
     return "colour {} {} {}".format(*colour)
 
 

@@ -39,7 +39,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch) -> list[str]:
-    """Five pictures p0.png ... p4.png of one colour each, in the current folder."""
+    """Five images p0.png ... p4.png of one colour each, in the current folder."""
     from cli_tools import COLOURS
     from PIL import Image
 
@@ -63,7 +63,7 @@ def two_workers(monkeypatch):
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """A folder with a random CLIP for pictures of 32 pixels, its tokenizer and its image processor."""
+    """A folder with a random CLIP for images of 32 pixels, its tokenizer and its image processor."""
     import torch
     from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 

@@ -13,7 +13,7 @@ from evcap.datasets.ucm import UCM
 
 
 def make_data(folder: Path, tiles: int = 4) -> Path:
-    """DIR/ucm with `tiles` pictures a class and split, every second PNG with pixels of 0, and two photos in DIR/drone."""
+    """DIR/ucm with `tiles` images a class and split, every second PNG with pixels of 0, and two photos in DIR/drone."""
     rng = np.random.default_rng(0)
     (folder / "ucm" / "images").mkdir(parents=True)
     (folder / "drone").mkdir()

@@ -46,7 +46,7 @@ def to_blip2(qformer: QFormer) -> dict[str, torch.Tensor]:
 
 
 def written_out(qformer: QFormer, context, mask=None, guests=None) -> torch.Tensor:
-    """context (B,P,C), mask (B,P) or None, guests (B,G,W) or None -> (B,queries,W): one picture after the other."""
+    """context (B,P,C), mask (B,P) or None, guests (B,G,W) or None -> (B,queries,W): one image after the other."""
     count = qformer.queries.shape[1]
     results = []
     for picture in range(len(context)):

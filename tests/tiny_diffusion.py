@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline with random weights that draws 64 x 64 pictures in a few milliseconds, as diffusers saves it."""
+"""A Stable Diffusion pipeline with random weights that draws 64 x 64 images in a few milliseconds, as diffusers saves it."""
 
 import string
 from pathlib import Path
@@ -60,7 +60,7 @@ def save_pipeline(folder: Path, seed: int = 0) -> Path:
 
 
 def add_safety_checker(folder: Path, target: Path, unwanted: np.ndarray) -> Path:
-    """Save the pipeline of `folder` with a safety checker that flags one picture, pixels (H,W,3) uint8, and those like it."""
+    """Save the pipeline of `folder` with a safety checker that flags one image, pixels (H,W,3) uint8, and those like it."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -39,7 +39,7 @@ RECIPES = {
     "pretrain": {"extra_texts": 4},
     "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2, "substitutes": "names.txt"},
 }
-STEPS = 12  # 16 pictures, 4 a step, 3 epochs
+STEPS = 12  # 16 images, 4 a step, 3 epochs
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def world() -> Path:
     write_safetensors(trained_parts(model), folder / "start.safetensors")
     captioner = Captioner(model)
     pictures = sorted((folder / "data" / "squares" / "images").glob("1*.png"))
-    names = ["square", *COLOURS, "picture"][: len(pictures)]
+    names = ["square", *COLOURS, "image"][: len(pictures)]
     pictures = pictures[: len(names)]
     sources, images = ["test"] * len(names), [p.name for p in pictures]
     keys = captioner.keys(pictures)
@@ -81,7 +81,7 @@ def _write_data(folder: Path) -> None:
             key = number + (100 if split == "train" else 900)
             picture.save(folder / "images" / f"{key}.png")
             images.append({"id": key, "file_name": f"{key}.png", "width": picture.width, "height": picture.height})
-            texts = [f"a {front} square on {back} .", f"the {front} square", f"picture of a {front} square"]
+            texts = [f"a {front} square on {back} .", f"the {front} square", f"image of a {front} square"]
             annotations += [{"id": len(annotations) + i, "image_id": key, "caption": t} for i, t in enumerate(texts)]
         (folder / f"captions_{split}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
 

@@ -1,4 +1,4 @@
-"""Fit the phrase model, which helps to choose among the beams, on the keys of captioned pictures.
+"""Fit the phrase model, which helps to choose among the beams, on the keys of captioned images.
 
     python train/phrases.py train/configs/embedded-phrases.yaml --data DIR
 
@@ -34,7 +34,7 @@ class Config:
     sets: list[str]
     preset: str = "embedded"
     size: int = 2400  # phrases
-    least: int = 10  # pictures whose captions must say a phrase
+    least: int = 10  # images whose captions must say a phrase
     longest: int = 4  # words of a phrase
     ridge: float = 0.003  # in mean variances of a key's coordinates
 
@@ -54,7 +54,7 @@ def main(
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     phrases = PhraseModel.fit(keys, captions, encoder, config.size, config.least, config.longest, config.ridge)
     phrases.save(config.output)
-    print(f"{config.output}: {len(phrases.phrases)} phrases from {len(records)} pictures")
+    print(f"{config.output}: {len(phrases.phrases)} phrases from {len(records)} images")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Pretraining: the image Q-Former learns on frozen patch tokens, BLIP-2 style (arXiv 2301.12597, section 3).
 
 Three losses, each with its weight in the config: image-text contrast against a frozen sentence embedder; words, so that
-some query of a picture lies close to each word its captions say, and so does the mean query, of which memory keys are
-made; and captioning through the frozen language model with a LoRA. Patch tokens are computed once per picture (and once
+some query of an image lies close to each word its captions say, and so does the mean query, of which memory keys are
+made; and captioning through the frozen language model with a LoRA. Patch tokens are computed once per image (and once
 mirrored) and cached.
 
     accelerate launch train/pretrain.py train/configs/embedded-contrast.yaml --data DIR
@@ -41,7 +41,7 @@ class Config:
     output: str
     sets: list[str]  # folders below --data with captions_train.json, captions_val.json, images/
     epochs: int
-    batch: int  # pictures per step and process
+    batch: int  # images per step and process
     learning_rate: float
     preset: str = "embedded"
     start_from: str | None = None  # trained tensors of an earlier run
@@ -51,14 +51,14 @@ class Config:
     caption_weight: float = 1.0
     weight_decay: float = 0.05
     warmup: int = 100
-    text_slots: int = 80  # caption tokens per picture and step, all its captions together
-    extra_texts: int = 512  # captions of other pictures that join the contrast
-    validate: int = 240  # pictures of the first set's val split; 0 = none
+    text_slots: int = 80  # caption tokens per image and step, all its captions together
+    extra_texts: int = 512  # captions of other images that join the contrast
+    validate: int = 240  # images of the first set's val split; 0 = none
     checkpoint_minutes: float = 5.0
     compile: bool = True
     seed: int = 0
     max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
-    without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
+    without_names: list[str] = field(default_factory=list)  # images of which a caption says one of these are left out
 
 
 class Pretrainer(Learner):
@@ -113,14 +113,14 @@ def word_loss(singles: torch.Tensor, mean: torch.Tensor, words: torch.Tensor, ta
 
 
 def sameness(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
-    """Penalty on queries of one picture that all say the same: their mean pairwise cosine above `allowed`."""
+    """Penalty on queries of one image that all say the same: their mean pairwise cosine above `allowed`."""
     count = singles.shape[1]
     mean = (singles.sum(1).square().sum(-1) - count) / (count * (count - 1))
     return nn.functional.relu(mean - allowed).mean()
 
 
 def word_targets(captions: list[list[str]], least: int = 8) -> tuple[list[str], torch.Tensor]:
-    """Words said in at least `least` pictures, and targets (N,w) int8: 1 two captions or more, -1 one, 0 none."""
+    """Words said in at least `least` images, and targets (N,w) int8: 1 two captions or more, -1 one, 0 none."""
     said = [Counter(w for c in row for w in set(content_words(c))) for row in captions]
     pictures = Counter(w for counts in said for w in counts)
     words = sorted(w for w, n in pictures.items() if n >= least)
@@ -152,7 +152,7 @@ def seen(model: EVCap, rows, captioning: bool) -> list[tuple[torch.Tensor, str]]
 
 
 def text_recall(model: EVCap, queries: torch.Tensor, captions: list[list[str]], k: int = 5) -> float:
-    """Percent of captions whose own picture is among the k most similar (best query), over the given pictures."""
+    """Percent of captions whose own image is among the k most similar (best query), over the given images."""
     similarity = nearest_query(queries.cpu(), TextTower(model.text_projection)([c for row in captions for c in row]))
     owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])
     return 100 * (similarity.topk(min(k, len(similarity)), dim=0).indices == owner).any(0).float().mean().item()

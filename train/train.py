@@ -1,7 +1,7 @@
 """Training of EVCap itself (arXiv 2311.15879, section 3.3): retrieval on, fusion + projection + T_obj learn.
 
 The image tower, the image Q-Former and the language model are frozen (its LoRA may learn on), so Q and the retrieved names
-of every picture are computed once and kept. A picture that is itself in the memory never finds its own entries. Two
+of every image are computed once and kept. An image that is itself in the memory never finds its own entries. Two
 augmentations make the captions listen to the memory: names are dropped, and names are renamed together with the words of the
 captions they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not its guess.
 
@@ -54,10 +54,10 @@ class Config:
     release: bool = False  # train what the release trains
     train_lora: bool = False  # the language model's LoRA of pretraining learns on
     accumulate: int = 1
-    mirror: bool = True  # half of the pictures are seen mirrored
+    mirror: bool = True  # half of the images are seen mirrored
     substitutes: str = ""  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
-    rename: float = 0.5  # share of pictures whose matched names are renamed
-    drop_names: float = 0.05  # share of retrieved names left out; half as many pictures lose all of them
+    rename: float = 0.5  # share of images whose matched names are renamed
+    drop_names: float = 0.05  # share of retrieved names left out; half as many images lose all of them
     last_rate: float = 0.0  # share of the learning rate that is left at the end
     weight_decay: float = 0.05
     warmup: int = 100
@@ -69,7 +69,7 @@ class Config:
     gradient_checkpointing: bool = False  # the language model's layers are run again for the backward pass: less memory
     seed: int = 0
     max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
-    without_names: list[str] = field(default_factory=list)  # pictures of which a caption says one of these are left out
+    without_names: list[str] = field(default_factory=list)  # images of which a caption says one of these are left out
 
 
 class Trainer(Learner):
@@ -81,7 +81,7 @@ class Trainer(Learner):
         self._tokenize = name_tokenizer()
 
     def forward(self, given, texts_for):
-        """texts_for: Q -> (names, PackedCaptions) of these pictures."""
+        """texts_for: Q -> (names, PackedCaptions) of these images."""
         queries = self._queries(given) if self.from_patches else given
         names, captions = texts_for(queries.detach())
         retrieved = self._tokenize(names).to(given.device)
@@ -124,7 +124,7 @@ def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Rename
 
 
 def texts_of(names: list[str], captions: list[str], renamer: Renamer | None, config: Config, draw: random.Random):
-    """Names and captions of one picture as this step tells them: some names dropped, some renamed in both."""
+    """Names and captions of one image as this step tells them: some names dropped, some renamed in both."""
     said = draw.sample(captions, len(captions))
     if renamer is None:
         return names, said
@@ -151,7 +151,7 @@ def main(
     memory = VisualNameMemory.open(config.memory, encoder)
     captioner = Captioner(model, memory)
     if config.release and accelerator.is_main_process:
-        complain("release: true leaves out nothing that is retrieved: pictures that are in the memory find their own entries")
+        complain("release: true leaves out nothing that is retrieved: images that are in the memory find their own entries")
     renamer = make_renamer(config, data, memory)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []

@@ -1,4 +1,4 @@
-"""`evcap ask`, and `evcap caption` of pictures that no viewer opens. Heavy modules are imported inside the commands."""
+"""`evcap ask`, and `evcap caption` of images that no viewer opens. Heavy modules are imported inside the commands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask_command(
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")] = False,
 ) -> None:
-    """Ask about a picture of any size; the answer says where it looked."""
+    """Ask about an image of any size; the answer says where it looked."""
     need_rasterio()
     from evcap.runtime import use_threads
 
@@ -129,7 +129,7 @@ def _analysed(text: str, by: PhrasesBy, endpoint: str | None, model: str | None,
     asked = analyse(text, back_end, choices)
     check_understood(asked)
     if not (asked.phrases or asked.choices):
-        way = 'ask about things, as in "any ships?", or let `evcap caption` describe the whole picture'
+        way = 'ask about things, as in "any ships?", or let `evcap caption` describe the whole image'
         raise EvcapError(f"'{asked.text}' names nothing that could be looked for; {way}")
     return asked
 
@@ -218,7 +218,7 @@ def check_calibrated(preset: str) -> None:
 def large_captions(
     files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
 ) -> Iterator[tuple]:
-    """(file, Caption, None), or (file, None, reason in one line), for each large picture. The model is loaded at the first."""
+    """(file, Caption, None), or (file, None, reason in one line), for each large image. The model is loaded at the first."""
     from evcap.gigapixel.ask.answer import Analyst
 
     analyst = None

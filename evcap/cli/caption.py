@@ -45,7 +45,7 @@ def caption_command(
     ] = Existing.keep,
     prefix: Annotated[str, typer.Option(help="Text before each caption.")] = "",
     suffix: Annotated[str, typer.Option(help="Text behind each caption.")] = "",
-    num_captions: Annotated[int, typer.Option(min=1, help="Captions for each picture.")] = 1,
+    num_captions: Annotated[int, typer.Option(min=1, help="Captions for each image.")] = 1,
     beams: Annotated[int | None, typer.Option(min=1, help="Width of the beam search; the preset's by default.")] = None,
     min_length: Annotated[int | None, typer.Option(min=0, help="Tokens in a caption, at least.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens in a caption, at most.")] = None,
@@ -59,13 +59,13 @@ def caption_command(
         bool,
         typer.Option(
             "--resume",
-            help="Skip pictures that FILE.part, or else FILE, holds without error (all formats but text); "
+            help="Skip images that FILE.part, or else FILE, holds without error (all formats but text); "
             "with --sidecar and no --output, those that have their text file.",
         ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Caption pictures: results on standard output or in --output, progress and errors on standard error."""
+    """Caption images: results on standard output or in --output, progress and errors on standard error."""
     from evcap.images.opening import find_images
     from evcap.runtime import use_threads
 
@@ -85,7 +85,7 @@ def caption_command(
     failures: list[str] = []
     done = 0
     texts = _Texts(sidecars, embedded, existing)
-    load = cache(partial(evcap.load, preset, memory))  # loaded when the first picture is open
+    load = cache(partial(evcap.load, preset, memory))  # loaded when the first image is open
     options = {"num_captions": num_captions, "batch_size": batch_size, **lengths}
     with ResultWriter(output, form, resume and not by_sidecar, settings) as writer:
         finished = sidecars.finished if by_sidecar else writer.is_finished
@@ -106,7 +106,7 @@ def caption_command(
             writer.complete()
         except KeyboardInterrupt:
             report(failures, len(todo))
-            complain(f"interrupted after {done} of {len(todo)} pictures; {_way_on(writer, sidecar)}")
+            complain(f"interrupted after {done} of {len(todo)} images; {_way_on(writer, sidecar)}")
             raise typer.Exit(INTERRUPTED) from None
     texts.tell_kept()
     report(failures, len(todo))
@@ -124,11 +124,11 @@ def _settings(*parts: dict) -> dict:
 
 
 def _metadata_folder(files: Sequence[Path], output: Path | None) -> str:
-    """The folder whose pictures a metadata file tells of. Raises EvcapError for a picture that is not in it or below."""
+    """The folder whose images a metadata file tells of. Raises EvcapError for an image that is not in it or below."""
     folder = os.path.abspath(output.parent if output else ".")
     for file in files:
         if os.path.commonpath([folder, os.path.abspath(file)]) != folder:
-            raise EvcapError(f"--format metadata tells of pictures in {folder} and below, where {file} is not")
+            raise EvcapError(f"--format metadata tells of images in {folder} and below, where {file} is not")
     return folder
 
 
@@ -141,13 +141,13 @@ def _check_texts(sidecar: bool, extension: str, embedded: bool, existing: Existi
 
 
 class _Texts:
-    """Where captions go beside the results: into the pictures, and into texts beside them."""
+    """Where captions go beside the results: into the images, and into texts beside them."""
 
     def __init__(self, sidecars: Sidecars | None, embedded: bool, existing: Existing):
         self.sidecars, self.embedded, self.existing, self._kept = sidecars, embedded, existing, 0
 
     def put(self, file: Path, captions: list[str]) -> str | None:
-        """Write the captions of one picture, last the sidecar, which --resume looks at. Returns what failed, in one line."""
+        """Write the captions of one image, last the sidecar, which --resume looks at. Returns what failed, in one line."""
         if self.embedded:
             try:
                 self._kept += not embed(file, captions, self.existing)
@@ -166,7 +166,7 @@ class _Texts:
 def _all_answers(
     todo: Sequence[Path], preset: str, memory: Path | None, batch_size: int, ask: Callable, quiet: bool, display: Display
 ) -> Iterator[tuple]:
-    """As `answers`, of photos first and then of pictures that are captioned by their tiles."""
+    """As `answers`, of photos first and then of images that are captioned by their tiles."""
     large = [file for file in todo if is_large(file)]
     with closing(answers([file for file in todo if file not in large], preset, batch_size, ask, display)) as said:
         yield from said

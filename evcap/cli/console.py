@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line on standard error, a progress bar, pictures opened ahead of the model."""
+"""What the commands share: errors as one line on standard error, a progress bar, images opened ahead of the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args, **kwargs):
         raise_from_now_on()
-        warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large pictures twice
+        warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large images twice
         for stream, errors in ((sys.stdout, WRITABLE), (sys.stderr, WRITABLE), (sys.stdin, "surrogateescape")):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=errors)  # a name that the terminal's encoding lacks is no reason to stop
@@ -63,7 +63,7 @@ def command(function: Callable) -> Callable:
     return run
 
 
-def report(failures: Sequence[str], total: int, what: str = "pictures") -> None:
+def report(failures: Sequence[str], total: int, what: str = "images") -> None:
     """All failures on standard error, one line each."""
     if failures:
         complain(f"{len(failures)} of {total} {what} failed:")
@@ -72,13 +72,13 @@ def report(failures: Sequence[str], total: int, what: str = "pictures") -> None:
 
 
 def tell_finished(count: int, total: int, quiet: bool, remark: str = "") -> None:
-    """One line on the pictures that an earlier run finished, if there are some."""
+    """One line on the images that an earlier run finished, if there are some."""
     if count and not quiet:
-        complain(f"{count} of {total} pictures were finished before" + (f"; {remark}" if remark else ""))
+        complain(f"{count} of {total} images were finished before" + (f"; {remark}" if remark else ""))
 
 
 class Progress:
-    """A bar with the rate on standard error while `advance` counts pictures; afterwards one line with the mean rate.
+    """A bar with the rate on standard error while `advance` counts images; afterwards one line with the mean rate.
 
     What the command prints meanwhile appears above the bar. Without a terminal there is a line about every ten seconds in
     its place. `quiet` drops all of that.
@@ -94,7 +94,7 @@ class Progress:
 
         class Rate(ProgressColumn):
             def render(self, task) -> Text:
-                return Text(f"{task.speed:.1f} pictures/s" if task.speed else "")
+                return Text(f"{task.speed:.1f} images/s" if task.speed else "")
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
         terminal = sys.stderr.isatty()
@@ -102,7 +102,7 @@ class Progress:
         above = sys.stdout.isatty()
         console = Console(stderr=True)
         self._bar = Bar(*columns, console=console, transient=True, disable=quiet or not terminal, redirect_stdout=above)
-        self._lines = tqdm(total=total, desc="pictures", unit=" pictures", disable=quiet or terminal)
+        self._lines = tqdm(total=total, desc="images", unit=" images", disable=quiet or terminal)
         self._task = self._bar.add_task("loading the model", total=total)
         self._total, self._quiet, self._done, self._start = total, quiet, 0, time.monotonic()
 
@@ -111,7 +111,7 @@ class Progress:
         return self
 
     def advance(self) -> None:
-        """One more picture is done."""
+        """One more image is done."""
         self._done += 1
         self._bar.update(self._task, advance=1, description="describing")
         self._lines.update()
@@ -122,11 +122,11 @@ class Progress:
         seconds = time.monotonic() - self._start
         if not self._quiet:
             rate = self._done / max(seconds, 1e-9)
-            typer.echo(f"{self._done} of {self._total} pictures in {seconds:.1f} s ({rate:.1f} a second)", err=True)
+            typer.echo(f"{self._done} of {self._total} images in {seconds:.1f} s ({rate:.1f} a second)", err=True)
 
 
 def caption_with_bar(captioner, queries, beams: int, batch_size: int, title: str) -> list:
-    """Captions of N pictures from their query features (N,32,W), with a bar: list[Caption]."""
+    """Captions of N images from their query features (N,32,W), with a bar: list[Caption]."""
     from evcap.progress import tqdm
 
     captions = []
@@ -144,15 +144,15 @@ def answers(
     ask: Callable[[list[Image]], Iterable],
     display: Display = DEFAULT,
 ) -> Iterator[tuple[Path, Any, str | None]]:
-    """(file, answer, None), or (file, None, reason in one line) for a picture that failed, in the order of `files`.
+    """(file, answer, None), or (file, None, reason in one line) for an image that failed, in the order of `files`.
 
-    ask: B pictures -> B answers, while the next pictures are opened. If a batch fails its pictures are asked about one by
-    one, so that no picture suffers from its neighbours. Close the iterator to stop.
+    ask: B images -> B answers, while the next images are opened. If a batch fails its images are asked about one by
+    one, so that no image suffers from its neighbours. Close the iterator to stop.
     """
     from evcap.config import load_preset
     from evcap.images.opening import ImageError, open_image
 
-    enough = 2 * load_preset(preset).vision.image_size  # larger pictures are shrunk while they are opened
+    enough = 2 * load_preset(preset).vision.image_size  # larger images are shrunk while they are opened
     with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough, display))) as batches:
         for batch in batches:
             replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))
@@ -167,7 +167,7 @@ def answers(
 
 
 def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image]) -> Iterator[list[tuple[Any, Any]]]:
-    """Batches of (item, its picture or the ImageError that came instead), opened in two threads up to two batches ahead.
+    """Batches of (item, its image or the ImageError that came instead), opened in two threads up to two batches ahead.
 
     Close the iterator to stop.
     """
@@ -185,10 +185,10 @@ def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image])
 
 
 def _ask(pictures: list[Image], ask: Callable[[list[Image]], Iterable]) -> list:
-    """One answer, or the exception that came instead, for each picture."""
+    """One answer, or the exception that came instead, for each image."""
     try:
         return list(ask(pictures)) if pictures else []
     except EvcapError:
-        raise  # the pictures are open: what is wrong now is a setting, a memory or a model
-    except Exception as error:  # one by one: whatever one picture does to the model, the others get their answers
+        raise  # the images are open: what is wrong now is a setting, a memory or a model
+    except Exception as error:  # one by one: whatever one image does to the model, the others get their answers
         return [error] if len(pictures) == 1 else [reply for picture in pictures for reply in _ask([picture], ask)]

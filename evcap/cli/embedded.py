@@ -1,4 +1,4 @@
-"""Captions inside picture files: EXIF ImageDescription of JPEG, PNG and WebP, without touching a pixel.
+"""Captions inside image files: EXIF ImageDescription of JPEG, PNG and WebP, without touching a pixel.
 
 The EXIF block is patched, not written anew: what cameras put into it (previews, maker notes) stays at its place.
 """
@@ -23,7 +23,7 @@ PNG_SIGN = b"\x89PNG\r\n\x1a\n"
 
 
 def embed(path: Path, captions: list[str], existing: Existing) -> bool:
-    """Write captions into a picture, one a line; False if a description was there and stays (`keep`).
+    """Write captions into an image, one a line; False if a description was there and stays (`keep`).
 
     The file is replaced only if its pixels, its other EXIF tags and its size are found unchanged; times and permissions stay.
     Raises EvcapError with one line, which names the file, if that cannot be done.
@@ -125,7 +125,7 @@ def _with_description(block: bytes, text: bytes) -> bytes:
 class _Jpeg:
     @staticmethod
     def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-        """(marker, start, end) of the segments before the picture's data."""
+        """(marker, start, end) of the segments before the image's data."""
         at = 2
         while True:
             while data[at + 1] == 0xFF:  # fill bytes
@@ -225,14 +225,14 @@ class _WebP:
 
     @staticmethod
     def _extended(kind: bytes, content: bytes) -> bytes:
-        """The header that a picture needs which so far had none."""
+        """The header that an image needs which so far had none."""
         if kind == b"VP8L":
             bits = int.from_bytes(content[1:5], "little")
             width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1
         elif kind == b"VP8 ":
             width, height, alpha = *(side & 0x3FFF for side in struct.unpack_from("<HH", content, 6)), 0
         else:
-            raise ValueError("no picture where one should be")
+            raise ValueError("no image where one should be")
         return bytes([alpha << 4, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
 
 

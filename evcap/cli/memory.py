@@ -32,7 +32,7 @@ memory_app = typer.Typer(
 
 Which = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory; the shipped one by default.")]
 Edited = Annotated[Path | None, typer.Option("--memory", help="Folder of the memory to edit; must be named.")]
-Preset = Annotated[str, typer.Option(help="Preset whose encoder looks at pictures: a shipped name or a YAML file.")]
+Preset = Annotated[str, typer.Option(help="Preset whose encoder looks at images: a shipped name or a YAML file.")]
 
 
 class ListFormat(StrEnum):
@@ -100,7 +100,7 @@ def list_names(
 @memory_app.command("search")
 @command
 def search(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to compare with all entries.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to compare with all entries.")],
     limit: Annotated[int, typer.Option(min=1, help="Entries shown.")] = 10,
     memory: Which = None,
     preset: Preset = "embedded",
@@ -108,13 +108,13 @@ def search(
     stretch: Stretch = None,
     threads: Threads = None,
 ) -> None:
-    """The entries most like a whole picture, with cosine similarity (`evcap names` shows what each query finds)."""
+    """The entries most like a whole image, with cosine similarity (`evcap names` shows what each query finds)."""
     from evcap.config import load_preset
     from evcap.images.opening import open_image, stored_path
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    enough = 2 * load_preset(preset).vision.image_size  # as pictures are opened that are added
+    enough = 2 * load_preset(preset).vision.image_size  # as images are opened that are added
     picture = open_image(stored_path(image), enough, Display.read(bands, stretch))
     check_model(preset, memory)
     captioner = evcap.load(preset, memory)
@@ -130,10 +130,10 @@ def search(
 @memory_app.command("add")
 @command
 def add(
-    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]", help="Pictures of the named thing.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the pictures show.")] = None,
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]", help="Images of the named thing.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the images show.")] = None,
     from_folder: Annotated[
-        Path | None, typer.Option(help="Folder of folders: pictures in DIR/fire hydrant/ get the name fire hydrant.")
+        Path | None, typer.Option(help="Folder of folders: images in DIR/fire hydrant/ get the name fire hydrant.")
     ] = None,
     memory: Edited = None,
     preset: Preset = "embedded",
@@ -143,7 +143,7 @@ def add(
     batch_size: BatchSize = 16,
     quiet: Quiet = False,
 ) -> None:
-    """Add an entry for each picture; pictures that cannot be read are reported, the others are added."""
+    """Add an entry for each image; images that cannot be read are reported, the others are added."""
     import numpy as np
 
     from evcap.memory.memory import VisualNameMemory
@@ -187,7 +187,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
             raise EvcapError("say what to add: --name NAME IMAGE..., or --from-folder DIR with a folder for each name")
         return dict.fromkeys(find_images(named_paths(images), report=complain), checked_name(name))
     if name is not None or images:
-        raise EvcapError("--from-folder takes its names and pictures from the folder: leave out --name and IMAGE")
+        raise EvcapError("--from-folder takes its names and images from the folder: leave out --name and IMAGE")
     return {item.path: item.name for item in read_named_folders(from_folder, "user")}
 
 

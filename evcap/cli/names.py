@@ -27,7 +27,7 @@ def names_command(
     form: Annotated[TableFormat, typer.Option("--format", help="How results are written.")] = TableFormat.text,
     output: Output = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw one picture, its names and where their queries looked into this PNG.")
+        Path | None, typer.Option(help="Draw one image, its names and where their queries looked into this PNG.")
     ] = None,
     batch_size: BatchSize = 16,
     memory: Memory = None,
@@ -36,11 +36,11 @@ def names_command(
     stretch: Stretch = None,
     threads: Threads = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Skip pictures that FILE.part, or else FILE, holds without error (jsonl, csv).")
+        bool, typer.Option("--resume", help="Skip images that FILE.part, or else FILE, holds without error (jsonl, csv).")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Names that the memory gives for pictures, with cosine similarity and the query (0 to 31) that found each."""
+    """Names that the memory gives for images, with cosine similarity and the query (0 to 31) that found each."""
     from evcap.images.opening import find_images
     from evcap.runtime import use_threads
 
@@ -48,7 +48,7 @@ def names_command(
     display = Display.read(bands, stretch)
     files = find_images(named_paths(paths), report=complain)
     if plot and len(files) > 1:
-        raise EvcapError(f"--plot draws one picture, {len(files)} were named; name one")
+        raise EvcapError(f"--plot draws one image, {len(files)} were named; name one")
     model = check_model(preset, memory)
     check_outputs({"--output": output, "--plot": plot}, files)
     load = cache(partial(evcap.load, preset, memory))
@@ -81,6 +81,6 @@ def names_command(
 
 
 def _names(captioner, pictures, attend: bool) -> list[tuple]:
-    """(picture, its names, attention maps (32,rows,columns) or None) for each picture."""
+    """(image, its names, attention maps (32,rows,columns) or None) for each image."""
     found = captioner.names(pictures, batch_size=len(pictures))
     return [(p, names, captioner.attention(p) if attend else None) for p, names in zip(pictures, found, strict=True)]

@@ -18,14 +18,14 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH",
-        help="Pictures, folders (searched below), patterns; - reads paths from standard input, one a line or ended by NUL.",
+        help="Images, folders (searched below), patterns; - reads paths from standard input, one a line or ended by NUL.",
     ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(help="Write results to this file; it grows as FILE.part and gets its name when all is done."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no closing line.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the model on CPUs; without it the cores that this process may use.")

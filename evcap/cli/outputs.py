@@ -9,7 +9,7 @@ from pathlib import Path
 from evcap.errors import EvcapError
 from evcap.files import is_text
 
-# of pictures and rasters, which no text output replaces, not even one that no other sign tells from text
+# of images and rasters, which no text output replaces, not even one that no other sign tells from text
 PICTURES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"),
     *(".heic", ".heif", ".vrt", ".jp2", ".j2k", ".img"),
@@ -22,7 +22,7 @@ _PNG_MARK = b"tEXtSoftware\0" + PNG_SOFTWARE.encode()
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path]) -> None:
-    """Raises EvcapError, one line, for an output that is an input (by whatever path or link), somebody's picture, or
+    """Raises EvcapError, one line, for an output that is an input (by whatever path or link), somebody's image, or
     another output, or that cannot be written. outputs: option -> the file it names.
     """
     named = {option: path for option, path in outputs.items() if path is not None}

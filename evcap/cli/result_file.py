@@ -22,8 +22,8 @@ class ResultWriter:
     """Standard output (path None), a device or pipe, or a file.
 
     A file grows as FILE.part, each line flushed, and takes the name FILE in `complete`: an older FILE stays whole until
-    then, and `resume` continues from FILE.part or else from FILE. `finished` holds the absolute paths of pictures found
-    there without error; lines of failed pictures, which are tried again, and a last line that was torn are dropped.
+    then, and `resume` continues from FILE.part or else from FILE. `finished` holds the absolute paths of images found
+    there without error; lines of failed images, which are tried again, and a last line that was torn are dropped.
     FILE.part is locked while this is open, and FILE.part.json beside it tells the settings that its lines were made with.
     settings: name -> value, plain. kind: Result or NamesResult.
     Raises EvcapError for a file that cannot be written, that another run is writing, or whose lines would be lost or
@@ -124,7 +124,7 @@ class ResultWriter:
 
     def _check_settings(self, told: dict, settings: dict) -> None:
         if told.get("folder", os.getcwd()) != os.getcwd() and self.form != Format.metadata:
-            raise EvcapError(f"{self.part} names pictures as seen from {told['folder']}: resume it there")
+            raise EvcapError(f"{self.part} names images as seen from {told['folder']}: resume it there")
         others = [f"{name} ({told[name]}, now {value})" for name, value in settings.items() if told.get(name, value) != value]
         if others:
             made = f"the lines of {self.part} were made with another {', '.join(others)}"
@@ -143,7 +143,7 @@ class ResultWriter:
             raise EvcapError(f"cannot write {self.part or self.path}: {error.strerror}") from None
 
     def is_finished(self, file: Path) -> bool:
-        """Whether a picture, by whatever relative or absolute path, has its line."""
+        """Whether an image, by whatever relative or absolute path, has its line."""
         return os.path.abspath(file) in self.finished
 
     def write(self, result: Result | NamesResult) -> None:

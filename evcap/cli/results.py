@@ -1,4 +1,4 @@
-"""Results on their way out: what became of one picture, as a line of text, JSONL or CSV. Written by evcap.cli.result_file."""
+"""Results on their way out: what became of one image, as a line of text, JSONL or CSV. Written by evcap.cli.result_file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TableFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one picture. names: (name, cosine similarity), best first. error: one line or None.
+    """What became of one image. names: (name, cosine similarity), best first. error: one line or None.
 
     folder: of the file that a metadata line is written to, which tells paths from there.
     """
@@ -52,7 +52,7 @@ class Result:
         return self.captions[0] if self.captions else None
 
     def line(self, form: str) -> str:
-        """This result in one of the formats, with its line end; "" for a failed picture in metadata, which has no place."""
+        """This result in one of the formats, with its line end; "" for a failed image in metadata, which has no place."""
         if form == Format.metadata:
             name = Path(os.path.relpath(self.file, self.folder or None)).as_posix()
             return json.dumps({"file_name": name, "text": self.caption}) + "\n" if self.captions else ""
@@ -70,7 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class NamesResult:
-    """The names of one picture: (name, cosine similarity, query that found it), best first. error: one line or None."""
+    """The names of one image: (name, cosine similarity, query that found it), best first. error: one line or None."""
 
     file: str
     names: list[tuple[str, float, int]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class NamesResult:
     FIELDS: ClassVar = ("file", "names", "error")
 
     def line(self, form: str) -> str:
-        """As Result.line. Text of a failed picture is "": what is wrong is told on standard error."""
+        """As Result.line. Text of a failed image is "": what is wrong is told on standard error."""
         if form == Format.jsonl:
             names = [{"name": n, "similarity": round(float(s), 4), "query": int(query)} for n, s, query in self.names]
             return _json_line(self, self.file, names, self.error)
@@ -110,7 +110,7 @@ def header(kind: type, form: str) -> str:
 
 
 def finished_lines(text: str, path: Path, kind: type, form: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """(picture's absolute path, its line) for each line of `text`, the content of `path`, without error.
+    """(image's absolute path, its line) for each line of `text`, the content of `path`, without error.
 
     Paths in it are relative to `folder`, those in metadata to the folder of `path`. A last line that was torn is left out.
     Raises EvcapError for lines that `kind` does not write in this format.

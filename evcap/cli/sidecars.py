@@ -1,4 +1,4 @@
-"""Captions beside their pictures (photo.txt beside photo.jpg), and how they go together with text that is there already."""
+"""Captions beside their images (photo.txt beside photo.jpg), and how they go together with text that is there already."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def joined(old: bytes, new: bytes, existing: Existing) -> bytes:
 
 
 def checked_extension(extension: str) -> str:
-    """The extension of sidecars. Raises EvcapError for none, and for one of pictures."""
+    """The extension of sidecars. Raises EvcapError for none, and for one of images."""
     if not extension.startswith(".") or len(extension) < 2 or set("/\\\0") & set(extension):
         raise EvcapError(f"--extension '{extension}': give one with its dot, as .txt or .caption")
     if extension.lower() in PICTURES:
-        raise EvcapError(f"--extension {extension}: files of that kind are pictures; give one of texts, as .txt")
+        raise EvcapError(f"--extension {extension}: files of that kind are images; give one of texts, as .txt")
     return extension
 
 
 class Sidecars:
-    """photo.txt beside photo.jpg, one caption a line. `refused`: why a picture gets none (something would be lost).
+    """photo.txt beside photo.jpg, one caption a line. `refused`: why an image gets none (something would be lost).
 
     kept: how many texts that were there stayed as they were, as `existing` has it.
     """
@@ -57,25 +57,25 @@ class Sidecars:
         self.extension, self.existing, self.kept = checked_extension(extension), existing, 0
         self.refused: dict[Path, str] = {}
         files = list(files)
-        owners = {os.path.abspath(file): file for file in files}  # a sidecar must not overwrite a picture
+        owners = {os.path.abspath(file): file for file in files}  # a sidecar must not overwrite an image
         for file in files:
             owner = owners.setdefault(os.path.abspath(self.path(file)), file)
             if owner is not file:
                 self.refused[file] = f"{file}: its sidecar {self.path(file)} would overwrite that of {owner}"
             if self.path(file) == file:
-                self.refused[file] = f"{file}: its sidecar would overwrite the picture"
+                self.refused[file] = f"{file}: its sidecar would overwrite the image"
 
     def path(self, file: Path) -> Path:
-        """The text file beside a picture."""
+        """The text file beside an image."""
         return file.with_suffix(self.extension)
 
     def finished(self, file: Path) -> bool:
-        """Whether a resumed run leaves a picture out. Joined captions are compared, so that no text gets them twice."""
+        """Whether a resumed run leaves an image out. Joined captions are compared, so that no text gets them twice."""
         joins = self.existing in (Existing.append, Existing.prepend)
         return not joins and file not in self.refused and self.path(file).exists()
 
     def write(self, file: Path, captions: list[str]) -> str | None:
-        """Write the sidecar of one picture; returns the reason in one line if that is refused or fails."""
+        """Write the sidecar of one image; returns the reason in one line if that is refused or fails."""
         if file in self.refused:
             return self.refused[file]
         path = self.path(file)

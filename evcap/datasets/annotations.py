@@ -46,6 +46,6 @@ def typed(item: dict, key: str, kind: type):
 
 
 def refuse(path: Path, what: str, found: Sequence) -> None:
-    """Raises EvcapError with the number and the first of what was `found`, if anything was: 3 pictures have no caption."""
+    """Raises EvcapError with the number and the first of what was `found`, if anything was: 3 images have no caption."""
     if found:
         raise EvcapError(f"{path}: {len(found)} {what}, the first is {found[0]}")

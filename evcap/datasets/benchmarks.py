@@ -19,7 +19,7 @@ from evcap.text_files import one_line, read_table
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of a split, and how many captions it has at least for each."""
+    """The images of a split, and how many captions it has at least for each."""
 
     pictures: int
     captions_each: int
@@ -68,7 +68,7 @@ PAPER: dict[str, dict[str, dict[str, tuple[float, str]]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of a set: its file's name without folders, its captions, other fields that are kept (`domain`)."""
+    """One image of a set: its file's name without folders, its captions, other fields that are kept (`domain`)."""
 
     id: int
     file: str
@@ -110,17 +110,17 @@ class Files:
 
 
 def read_rows(benchmark: str, split: str, files: Files) -> list[Row]:
-    """The pictures of one split from what was downloaded. Raises EvcapError for files that are absent or damaged, image ids
-    that stand twice, and another number of pictures or captions than the set has."""
+    """The images of one split from what was downloaded. Raises EvcapError for files that are absent or damaged, image ids
+    that stand twice, and another number of images or captions than the set has."""
     rows, path = _READERS[benchmark](files, split)
     expected = BENCHMARKS[benchmark][split]
     seen: set[int] = set()
     twice = [row.id for row in rows if row.id in seen or seen.add(row.id)]
     refuse(path, f"image ids of {split} stand more than once", twice)
     if len(rows) != expected.pictures:
-        raise EvcapError(f"{path}: {split} has {len(rows):,} pictures, expected {expected.pictures:,}: is the file whole?")
+        raise EvcapError(f"{path}: {split} has {len(rows):,} images, expected {expected.pictures:,}: is the file whole?")
     if expected.captions_each:
-        refuse(path, f"pictures of {split} have no caption", [row.file for row in rows if not row.captions])
+        refuse(path, f"images of {split} have no caption", [row.file for row in rows if not row.captions])
     captions, least = sum(len(row.captions) for row in rows), expected.captions_each * expected.pictures
     if captions < least:
         raise EvcapError(f"{path}: {split} has {captions:,} captions, expected at least {least:,}: is the file whole?")
@@ -128,7 +128,7 @@ def read_rows(benchmark: str, split: str, files: Files) -> list[Row]:
 
 
 def _karpathy(path: Path, split: str, key: str) -> tuple[list[Row], Path]:
-    """dataset_coco.json and dataset_flickr30k.json: one list of pictures with their `split` and `sentences`."""
+    """dataset_coco.json and dataset_flickr30k.json: one list of images with their `split` and `sentences`."""
 
     def read(image: dict) -> Row | None:
         if image["split"] != split:
@@ -157,7 +157,7 @@ def _flickr30k(files: Files, split: str) -> tuple[list[Row], Path]:
 
 
 def _nocaps(files: Files, split: str) -> tuple[list[Row], Path]:
-    """nocaps_val_4500_captions.json with `domain` in each picture; nocaps_test_image_info.json without annotations."""
+    """nocaps_val_4500_captions.json with `domain` in each image; nocaps_test_image_info.json without annotations."""
     path = files.need({"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}[split])
     data = read_lists(path, ("images", "annotations") if split == "val" else ("images",))
     captions = defaultdict(list)
@@ -176,7 +176,7 @@ def _nocaps(files: Files, split: str) -> tuple[list[Row], Path]:
 def _whoops(files: Files, split: str) -> tuple[list[Row], Path]:
     """The hub's nlphuji/whoops: whoops_dataset.csv beside whoops_images/, since November 2024 test/metadata.csv.
 
-    Its `image_id` are words: pictures are numbered in the order of the table.
+    Its `image_id` are words: images are numbered in the order of the table.
     """
     path = files.need("whoops_dataset.csv", "metadata.csv")
 

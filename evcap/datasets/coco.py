@@ -1,4 +1,4 @@
-"""Readers of captioned pictures, boxes and name lists. Formats: data/README.md."""
+"""Readers of captioned images, boxes and name lists. Formats: data/README.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evcap.text_files import brief, one_line, read_json, read_text
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """A picture with its reference captions; `scene` and `domain` are the classes of sets that have them."""
+    """An image with its reference captions; `scene` and `domain` are the classes of sets that have them."""
 
     id: int
     path: Path
@@ -26,7 +26,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: its class name, its box (x1,y1,x2,y2) and its area, in pixels of the picture at full size.
+    """One object: its class name, its box (x1,y1,x2,y2) and its area, in pixels of the image at full size.
 
     The area is that of the object's outline where the file gives it, of the box otherwise. `iscrowd`: the box holds a
     group of objects that were not told apart.
@@ -41,11 +41,11 @@ class Instance:
 
 
 def read_coco_captions(json_path: str | Path, images_dir: str | Path, captioned: bool = True) -> list[CaptionedImage]:
-    """Pictures of a COCO captions file, in the file's order, their files below `images_dir`.
+    """Images of a COCO captions file, in the file's order, their files below `images_dir`.
 
-    captioned: every picture must have a caption; False for sets whose captions are not public. Captions of pictures that
+    captioned: every image must have a caption; False for sets whose captions are not public. Captions of images that
     the file does not list are left out. Raises EvcapError for a file of another format, an image id that stands twice, a
-    missing picture file or a picture without captions.
+    missing image file or an image without captions.
     """
     json_path, folder = Path(json_path), Path(images_dir)
     data = read_lists(json_path, ("images", "annotations"))
@@ -55,12 +55,12 @@ def read_coco_captions(json_path: str | Path, images_dir: str | Path, captioned:
     for key, text in pairs:
         captions[key].append(text)
     if captioned:
-        refuse(json_path, "pictures have no caption", [path.name for key, path in paths.items() if key not in captions])
+        refuse(json_path, "images have no caption", [path.name for key, path in paths.items() if key not in captions])
     return [CaptionedImage(i["id"], paths[i["id"]], captions[i["id"]], i.get("scene"), i.get("domain")) for i in data["images"]]
 
 
 def read_caption_texts(json_path: str | Path) -> list[str]:
-    """All captions of a COCO captions file, whose pictures need not be there. Raises EvcapError for another format."""
+    """All captions of a COCO captions file, whose images need not be there. Raises EvcapError for another format."""
     path = Path(json_path)
     return read_items(path, read_lists(path, ("annotations",)), "annotations", lambda a: typed(a, "caption", str))
 
@@ -68,7 +68,7 @@ def read_caption_texts(json_path: str | Path) -> list[str]:
 def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
     """Objects of a COCO instances file, in the file's order.
 
-    Raises EvcapError as `read_coco_captions` does, and for an object whose picture or class the file does not list.
+    Raises EvcapError as `read_coco_captions` does, and for an object whose image or class the file does not list.
     """
     json_path, folder = Path(json_path), Path(images_dir)
     data = read_lists(json_path, ("images", "annotations", "categories"))
@@ -87,11 +87,11 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
 
 
 def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
-    """The largest object of each LVIS category in each picture, by category and picture id, read by the package `lvis`.
+    """The largest object of each LVIS category in each image, by category and image id, read by the package `lvis`.
 
-    v1 names a picture by its `coco_url` alone (.../train2017/000000000009.jpg), v0.5 by a `file_name` too: it is looked for
+    v1 names an image by its `coco_url` alone (.../train2017/000000000009.jpg), v0.5 by a `file_name` too: it is looked for
     as train2017/000000000009.jpg, 000000000009.jpg and the `file_name` below `images_dir`. The class name is the category's
-    first synonym as LVIS spells it, bat_(animal). Raises EvcapError for a file of another format and for missing pictures.
+    first synonym as LVIS spells it, bat_(animal). Raises EvcapError for a file of another format and for missing images.
     """
     try:
         from lvis import LVIS
@@ -118,7 +118,7 @@ def read_lvis(json_path: str | Path, images_dir: str | Path) -> list[Instance]:
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise EvcapError(f"{json_path} is not an annotation file of LVIS ({what})") from None
-    refuse(json_path, "picture files are missing", [path for path in paths.values() if not path.is_file()])
+    refuse(json_path, "image files are missing", [path for path in paths.values() if not path.is_file()])
     return found
 
 
@@ -127,7 +127,7 @@ def _area(annotation: dict) -> float:
 
 
 def _lvis_path(image: dict, folder: Path) -> Path:
-    """Where a picture is, or is expected."""
+    """Where an image is, or is expected."""
     url = image.get("coco_url", "").split("/")
     places = [*([folder / url[-2] / url[-1], folder / url[-1]] if len(url) > 1 else []), folder / image.get("file_name", "")]
     return next((place for place in places if place.is_file()), places[0])
@@ -172,5 +172,5 @@ def _image_paths(path: Path, data: dict, folder: Path) -> dict[int, Path]:
     images = read_items(path, data, "images", lambda i: (typed(i, "id", int), folder / typed(i, "file_name", str)))
     counts = Counter(key for key, _ in images)
     refuse(path, "image ids stand more than once", [key for key, count in counts.items() if count > 1])
-    refuse(path, "picture files are missing", [file for _, file in images if not file.is_file()])
+    refuse(path, "image files are missing", [file for _, file in images if not file.is_file()])
     return dict(images)

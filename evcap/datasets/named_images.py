@@ -1,4 +1,4 @@
-"""Named pictures, the raw material of a memory: in folders that carry the name, or listed in a CSV file."""
+"""Named images, the raw material of a memory: in folders that carry the name, or listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CORNERS = ("x1", "y1", "x2", "y2")
 
 @dataclass(frozen=True)
 class NamedImage:
-    """A picture, or the part of it inside a box (x1,y1,x2,y2 in pixels of the full size), and the name of what it shows.
+    """An image, or the part of it inside a box (x1,y1,x2,y2 in pixels of the full size), and the name of what it shows.
 
-    `source` and `label` are what a memory notes beside the key: where it is from, and which picture of that it is.
+    `source` and `label` are what a memory notes beside the key: where it is from, and which image of that it is.
     """
 
     name: str
@@ -35,7 +35,7 @@ class NamedImage:
     label: str = ""  # the file's name if empty
 
     def open(self, at_least: int | None = None) -> Image.Image:
-        """The picture in RGB; a whole one may be shrunk as `open_image` does. Raises ImageError."""
+        """The image in RGB; a whole one may be shrunk as `open_image` does. Raises ImageError."""
         if self.box is None:
             return open_image(self.path, at_least)
         image = open_image(self.path)
@@ -61,10 +61,10 @@ def columns(items: Sequence[NamedImage]) -> tuple[list[str], list[str], list[str
 
 
 def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
-    """Pictures in folders that bear their name, DIR/fire hydrant/1.jpg; what lies deeper counts too.
+    """Images in folders that bear their name, DIR/fire hydrant/1.jpg; what lies deeper counts too.
 
-    Characters that no folder's name can hold may stand as %2F, as in URLs. Folders without pictures are left out, with one
-    line on standard error. Raises EvcapError when there is no picture at all.
+    Characters that no folder's name can hold may stand as %2F, as in URLs. Folders without images are left out, with one
+    line on standard error. Raises EvcapError when there is no image at all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -80,25 +80,25 @@ def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
                 continue
             items += [NamedImage(name, file, source, label=str(file.relative_to(folder))) for file in files]
     if not items:
-        what = f"none of its {len(empty)} folders holds a picture" if empty else "holds no folders"
-        raise EvcapError(f"{folder}: {what}; put the pictures of each name into a folder of that name")
+        what = f"none of its {len(empty)} folders holds an image" if empty else "holds no folders"
+        raise EvcapError(f"{folder}: {what}; put the images of each name into a folder of that name")
     if empty:
-        complain(f"{folder}: folders without pictures are left out: {', '.join(empty)}")
+        complain(f"{folder}: folders without images are left out: {', '.join(empty)}")
     return items
 
 
 def read_named_csv(path: str | Path, source: str) -> list[NamedImage]:
-    """Pictures of a CSV file with the columns image and name, and x1, y1, x2, y2 for boxes, which may be empty.
+    """Images of a CSV file with the columns image and name, and x1, y1, x2, y2 for boxes, which may be empty.
 
     Columns are separated by commas, semicolons or tabs; image paths are relative to the file. Raises EvcapError for missing
-    columns or pictures and for rows that say nothing.
+    columns or images and for rows that say nothing.
     """
     path = Path(path)
     expected = f"its first line must name the columns image,name and may add {','.join(CORNERS)}"
     items = [_csv_item(path, line, row, source) for line, row in read_table(path, {"image", "name"}, expected)]
     missing = [item.path for item in items if not item.path.is_file()]
     if missing:
-        raise EvcapError(f"{path}: {len(missing)} picture files are missing, the first is {missing[0]}")
+        raise EvcapError(f"{path}: {len(missing)} image files are missing, the first is {missing[0]}")
     return items
 
 

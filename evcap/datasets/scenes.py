@@ -33,7 +33,7 @@ RESOLUTION = 0.3  # metres a pixel; UC Merced's is one foot
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that tiles come from: a labelled one, or a photo (`label` None), of which `size` (w,h) is known."""
+    """An image that tiles come from: a labelled one, or a photo (`label` None), of which `size` (w,h) is known."""
 
     source: str  # relative to the data folder
     label: str | None = None
@@ -91,7 +91,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Stock:
-    """What scenes are made of: pictures of each label to plant, others for the background, and photos."""
+    """What scenes are made of: images of each label to plant, others for the background, and photos."""
 
     planted: dict[str, list[Picture]]
     others: dict[str, list[Picture]]
@@ -102,9 +102,9 @@ def plan_scene(stock: Stock, split: str, seed: int, number: int, size: int, coun
     """Scene `number` of those that `seed` draws for a split: size x size pixels with `count` planted tiles.
 
     sparse: number of background tiles, which lie apart from each other on nothing; 0 = a background without gaps. It holds
-    no picture of a class that is asked about or of one whose pictures may show it (`UCM`), and no picture at all has a
+    no image of a class that is asked about or of one whose images may show it (`UCM`), and no image at all has a
     caption that names a class which is asked about and is not its own.
-    Raises EvcapError if the tiles do not fit or there are too few pictures.
+    Raises EvcapError if the tiles do not fit or there are too few images.
     """
     rng = np.random.default_rng([seed, number, zlib.crc32(split.encode())])  # splits must not share places and classes
     kinds = min(KINDS, count // LEAST)
@@ -156,7 +156,7 @@ def kept_out(asked: Sequence[str]) -> set[str]:
 
 
 def silent(pictures: Sequence[Picture], labels: Sequence[str]) -> list[Picture]:
-    """Those pictures whose captions name none of the labels. Raises EvcapError if there are none."""
+    """Those images whose captions name none of the labels. Raises EvcapError if there are none."""
     names = [UCM[label].name for label in labels]
     found = [p for p in pictures if not any(name in caption.lower() for caption in p.captions for name in names)]
     if not found:
@@ -201,7 +201,7 @@ def _plant(rng: np.random.Generator, pictures: Mapping[str, Sequence[Picture]], 
     while len(chosen) < count:
         left = [label for label in drawn if drawn[label]]
         if not left:
-            raise EvcapError(f"there are only {len(chosen)} different pictures to plant in one scene, {count} were asked for")
+            raise EvcapError(f"there are only {len(chosen)} different images to plant in one scene, {count} were asked for")
         label = left[rng.integers(len(left))]
         chosen.append((label, drawn[label].pop()))
     boxes = scatter(rng, count, size, SIDE)
@@ -211,7 +211,7 @@ def _plant(rng: np.random.Generator, pictures: Mapping[str, Sequence[Picture]], 
 def _background(
     rng: np.random.Generator, boxes: list[list[int]], pictures: list[Picture], photos: Sequence[Picture]
 ) -> list[Tile]:
-    """A tile for each box: labelled pictures, all of them before one comes again, and crops of photos, turned at random."""
+    """A tile for each box: labelled images, all of them before one comes again, and crops of photos, turned at random."""
     tiles, order = [], []
     for box in boxes:
         turn = int(rng.integers(8))

@@ -1,6 +1,6 @@
-"""Pictures of names drawn by a text-to-image model, each the same again whatever else is drawn beside it.
+"""Images of names drawn by a text-to-image model, each the same again whatever else is drawn beside it.
 
-EVCap (arXiv 2311.15879) adds to its memory five Stable Diffusion pictures a name, of the prompt "a photo of {name}".
+EVCap (arXiv 2311.15879) adds to its memory five Stable Diffusion images a name, of the prompt "a photo of {name}".
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ Seed = Annotated[int, typer.Option(help="Each drawing's seed follows from this, 
 
 @dataclass(frozen=True)
 class Brush:
-    """How pictures are drawn. steps, guidance: None = the pipeline's own, for a Turbo model 1 and 0."""
+    """How images are drawn. steps, guidance: None = the pipeline's own, for a Turbo model 1 and 0."""
 
     source: str  # folder or hub name of a diffusers pipeline
     template: str = "a photo of {name}"
-    count: int = 5  # pictures a name
+    count: int = 5  # images a name
     steps: int | None = None
     guidance: float | None = None
     batch: int = 4
@@ -60,7 +60,7 @@ class Brush:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to be drawn; `about` is what its PNG will tell of it."""
+    """One image to be drawn; `about` is what its PNG will tell of it."""
 
     name: str
     path: Path
@@ -85,7 +85,7 @@ def plan(names: Iterable[str], folder: Path, brush: Brush) -> list[Drawing]:
 
 
 def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tuple[list[NamedImage], Counter[str]]:
-    """Draw what is not there yet; (all pictures, how many of each name were blanked).
+    """Draw what is not there yet; (all images, how many of each name were blanked).
 
     A readable PNG that tells the same prompt, seed and model (and steps and guidance, where these are given) is kept. One
     that the pipeline's safety checker blanks, or that comes out black, is not written. Raises EvcapError without diffusers
@@ -101,7 +101,7 @@ def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tupl
         there = len(drawings) - sum(map(len, todo))
         with tqdm(total=len(drawings), initial=there, desc="drawings", unit="img", disable=quiet) as bar:
             for batch in todo:
-                # on the CPU: the same noise whatever the device, and for each picture its own, whatever the batch
+                # on the CPU: the same noise whatever the device, and for each image its own, whatever the batch
                 generators = [torch.Generator().manual_seed(d.seed) for d in batch]
                 drawn = pipeline([d.prompt for d in batch], generator=generators, **arguments)
                 flags = getattr(drawn, "nsfw_content_detected", None) or [False] * len(batch)
@@ -126,7 +126,7 @@ def blanked_line(blanked: Counter[str]) -> str:
 
 
 def picture_seed(seed: int, name: str, number: int) -> int:
-    """63 bits that depend on nothing but the base seed, the name and the number of the picture."""
+    """63 bits that depend on nothing but the base seed, the name and the number of the image."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number} {name}".encode()).digest()[:8], "big") >> 1
 
 

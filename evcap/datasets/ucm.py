@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Words:
     """one: "Is there ...?"; many: "How many places with ... are there?", for a place may hold several.
 
-    also: other classes whose pictures often show this one too. Where this class is asked about they are not in the scene,
+    also: other classes whose images often show this one too. Where this class is asked about they are not in the scene,
     so that an answer which follows the labels is true of the pixels as well.
     """
 
@@ -34,7 +34,7 @@ UCM = {
     "airplane": _words("an airplane", "airplanes"),
     "baseballdiamond": _words("a baseball diamond", "a baseball diamond"),
     "beach": _words("a beach", "a beach"),
-    # buildings stand in the pictures of a dozen classes, trees in as many: nothing could be counted
+    # buildings stand in the images of a dozen classes, trees in as many: nothing could be counted
     "buildings": _words("a group of large buildings", "large buildings", asked=False),
     "chaparral": _words("chaparral", "chaparral", "sparseresidential"),
     "denseresidential": _words(
@@ -44,9 +44,9 @@ UCM = {
     "freeway": _words("a freeway", "a freeway", "overpass"),
     "golfcourse": _words("a golf course", "a golf course"),
     "harbor": _words("a harbor", "a harbor"),
-    # a road junction is in sight in most pictures of houses, and in a photo that the background is cut from
+    # a road junction is in sight in most images of houses, and in a photo that the background is cut from
     "intersection": _words("an intersection", "an intersection", asked=False),
-    # the middle one of three densities: people would call its pictures by the names of both neighbours
+    # the middle one of three densities: people would call its images by the names of both neighbours
     "mediumresidential": _words("a medium residential area", "houses", asked=False),
     "mobilehomepark": _words("a mobile home park", "mobile homes", "denseresidential mediumresidential"),
     "overpass": _words("an overpass", "an overpass", "freeway"),

@@ -1,4 +1,4 @@
-"""Many named pictures -> memory keys: resumed after a kill, in this process or by the workers of a Ray cluster."""
+"""Many named images -> memory keys: resumed after a kill, in this process or by the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class Encoder:
         return self.captioner.preset.image_qformer.width
 
     def keys(self, images: Sequence[Image.Image], batch: int) -> np.ndarray:
-        """Pictures -> keys (n,D) float32."""
+        """Images -> keys (n,D) float32."""
         return self.captioner.keys(images, batch)
 
     def rows(self, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
-        """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for a picture that does not open."""
-        enough = 2 * self.captioner.preset.vision.image_size  # as all other commands open pictures
+        """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for an image that does not open."""
+        enough = 2 * self.captioner.preset.vision.image_size  # as all other commands open images
         with closing(open_ahead(items, batch, lambda item: item.open(enough))) as batches:
             for opened in batches:
                 pictures = {row: image for row, (_, image) in enumerate(opened) if not isinstance(image, ImageError)}
@@ -100,7 +100,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Keys (n,D) float16 of the pictures that opened, those pictures, and one line for each of the others."""
+    """Keys (n,D) float16 of the images that opened, those images, and one line for each of the others."""
 
     keys: np.ndarray
     items: list[NamedImage]
@@ -118,7 +118,7 @@ def encode_keys(
     """Keys of all items, in their order, whatever the batch size up to float rounding and the same with each engine.
 
     progress: a folder that keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
-    it was; the caller deletes it once the keys are safe. Raises EvcapError when no picture opens or Ray fails.
+    it was; the caller deletes it once the keys are safe. Raises EvcapError when no image opens or Ray fails.
     """
     width = encoder.width
     if not items:
@@ -134,7 +134,7 @@ def encode_keys(
     failures = [_why(item) for item, ok in zip(items, found, strict=True) if not ok]
     if not found.any():
         cache.path.unlink()  # they may open another time
-        raise EvcapError(f"none of the {len(items)} pictures can be used; the first: {failures[0]}")
+        raise EvcapError(f"none of the {len(items)} images can be used; the first: {failures[0]}")
     return Encoded(cache.rows[found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
 
 
@@ -146,7 +146,7 @@ def save_memory(
     engine: Engine = Engine.local,
     quiet: bool = False,
 ) -> tuple[VisualNameMemory, list[str]]:
-    """A new memory of all items in the folder `output`, and a line for each picture that has no entry.
+    """A new memory of all items in the folder `output`, and a line for each image that has no entry.
 
     OUTPUT.part keeps what is done until the memory is whole. Raises EvcapError as `encode_keys` and `save` do.
     """
@@ -168,7 +168,7 @@ def _identity(item: NamedImage) -> str:
 
 
 def _why(item: NamedImage) -> str:
-    """Why a picture has no key: it is opened once more, as rows keep no words."""
+    """Why an image has no key: it is opened once more, as rows keep no words."""
     try:
         item.open()
     except ImageError as error:
@@ -179,7 +179,7 @@ def _why(item: NamedImage) -> str:
 def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
     """As Encoder.rows, by actors of Ray Data: one for each GPU of the cluster if the model runs on one, else for each CPU.
 
-    Paths and boxes travel to them, never pixels, so every node must see the pictures under the same paths. RAY_ADDRESS names
+    Paths and boxes travel to them, never pixels, so every node must see the images under the same paths. RAY_ADDRESS names
     a running cluster; without it a local one is started, and stopped at the end.
     """
     columns = {"number": np.arange(len(items)), "path": [os.fsencode(os.path.abspath(item.path)) for item in items]}
@@ -189,7 +189,7 @@ def _rows_by_ray(encoder: Encoder, items: Sequence[NamedImage], batch: int) -> I
         done = 0
         for task in map_by_actors(columns, RayWorker, (encoder.recipe, batch), encoder.on_gpu, batch, BATCHES_A_TASK):
             if not np.array_equal(task["number"], np.arange(done, done + len(task["number"]))):
-                raise EvcapError(f"Ray lost the order of the pictures behind the first {done}; run again, or without Ray")
+                raise EvcapError(f"Ray lost the order of the images behind the first {done}; run again, or without Ray")
             done += len(task["number"])
             yield from (task["key"][start : start + batch] for start in range(0, len(task["key"]), batch))
 

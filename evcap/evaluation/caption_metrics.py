@@ -34,9 +34,9 @@ LOCALE = [
 def score(
     predictions: Mapping[int, str], references: Mapping[int, Sequence[str]], spice_models: Path | None = None
 ) -> dict[str, float]:
-    """Scores in percent over all predictions {picture id: caption}, references {picture id: captions}.
+    """Scores in percent over all predictions {image id: caption}, references {image id: captions}.
 
-    References of other pictures are ignored. "SPICE" is there if its models are in `spice_models` (`missing_spice` says what
+    References of other images are ignored. "SPICE" is there if its models are in `spice_models` (`missing_spice` says what
     is not); it is left out with a warning where its Java program fails. Raises EvcapError without Java, predictions or
     references.
     """
@@ -62,7 +62,7 @@ def score_domains(
     domains: Mapping[int, str],
     spice_models: Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """{domain: scores} for `domains` {picture id: domain}, each by `score` as if it were a set of its own.
+    """{domain: scores} for `domains` {image id: domain}, each by `score` as if it were a set of its own.
 
     So CIDEr takes the document frequencies of a domain from the references of that domain alone.
     """
@@ -74,7 +74,7 @@ def score_domains(
 
 
 def per_image_cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> dict[int, float]:
-    """CIDEr of each picture, in percent (0 to 1000); document frequencies from the references of these pictures."""
+    """CIDEr of each image, in percent (0 to 1000); document frequencies from the references of these images."""
     from pycocoevalcap.cider.cider import Cider
 
     truth, said = tokenize(predictions, references)
@@ -113,7 +113,7 @@ def tokenize(predictions: Mapping[int, str], references: Mapping[int, Sequence[s
         raise EvcapError("there is nothing to score: no predictions")
     missing = [key for key in predictions if not references.get(key)]
     if missing:
-        raise EvcapError(f"{len(missing)} predictions have no reference caption, the first is for picture {missing[0]}")
+        raise EvcapError(f"{len(missing)} predictions have no reference caption, the first is for image {missing[0]}")
     rows = [[caption, *references[key]] for key, caption in predictions.items()]
     lines = _tokenize_lines([_whole(caption) for row in rows for caption in row])
     tokenized = {key: [next(lines) for _ in row] for key, row in zip(predictions, rows, strict=True)}

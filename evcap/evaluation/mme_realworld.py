@@ -50,7 +50,7 @@ _WORD = re.compile(r"(?<![\w'])(?:[B-E]|A(?!\s+(?!is\b|because\b|since\b|as\b|or
 class Question:
     """One question. choices: letter -> text. truths: the letters that are right, nearly always one.
 
-    target: x1,y1,x2,y2 of what is asked about, and size: width and height of the picture, in pixels, where the file has them.
+    target: x1,y1,x2,y2 of what is asked about, and size: width and height of the image, in pixels, where the file has them.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A reply to a question, and the boxes (x1,y1,x2,y2 in pixels of the picture) that were looked at, best first."""
+    """A reply to a question, and the boxes (x1,y1,x2,y2 in pixels of the image) that were looked at, best first."""
 
     output: str
     boxes: tuple[tuple[float, ...], ...] = ()

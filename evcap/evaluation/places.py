@@ -1,4 +1,4 @@
-"""Measures of what was found and answered in large pictures."""
+"""Measures of what was found and answered in large images."""
 
 from __future__ import annotations
 

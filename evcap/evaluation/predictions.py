@@ -23,7 +23,7 @@ def marks(preset: str, captioner: Captioner) -> dict[str, str]:
 
 
 def finished(folder: Path, settings: dict) -> dict[int, dict]:
-    """{picture id: row} of what processes have written into `folder`, a file each, of an earlier run too if its settings were
+    """{image id: row} of what processes have written into `folder`, a file each, of an earlier run too if its settings were
     the same.
 
     A last line that was torn by a kill is cut off, so nobody may be writing meanwhile. Raises EvcapError for files of other

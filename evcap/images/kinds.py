@@ -11,7 +11,7 @@ from evcap.raster.opening import driver_named
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".j2k")
 HEIF = (".heic", ".heif", ".hif")
-# pictures too, so that somebody hears of those that are not read
+# images too, so that somebody hears of those that are not read
 OTHERS = (
     ".jxl",
     ".dng",

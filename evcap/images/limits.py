@@ -1,4 +1,4 @@
-"""What a picture would cost to decode, told from its header: a file of a few kilobytes can ask for gigabytes or minutes."""
+"""What an image would cost to decode, told from its header: a file of a few kilobytes can ask for gigabytes or minutes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from threading import Semaphore
 
 from PIL import Image
 
-MOST_BYTES = 1 << 30  # that one picture may take while it is opened
-LARGE_BYTES = 1 << 28  # pictures that take more are opened one at a time, whoever opens several
+MOST_BYTES = 1 << 30  # that one image may take while it is opened
+LARGE_BYTES = 1 << 28  # images that take more are opened one at a time, whoever opens several
 MOST_SCANNED = 4_000_000_000  # pixels times scans of a JPEG: a few seconds; 178 megapixels in the usual ten scans pass
 ONE_AT_A_TIME = Semaphore(1)
 
 STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel; other modes take 4
-CODEC = {"WEBP": 12, "AVIF": 12, "HEIF": 12}  # bytes a pixel of decoders that hold the whole picture themselves
+CODEC = {"WEBP": 12, "AVIF": 12, "HEIF": 12}  # bytes a pixel of decoders that hold the whole image themselves
 # after a scan's data, which may hold 0xFF only before a zero, a restart mark or another 0xFF, comes the next marker
 MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 SCAN, END = 0xDA, 0xD9
@@ -22,15 +22,15 @@ WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 class TooLarge(Exception):
-    """The picture would take too much memory to decode whole; says how much, in a few words."""
+    """The image would take too much memory to decode whole; says how much, in a few words."""
 
 
 class TooSlow(Exception):
-    """The picture would take too long to decode, whoever does it; says why, in a few words."""
+    """The image would take too long to decode, whoever does it; says why, in a few words."""
 
 
 def bytes_needed(image: Image.Image, turned: bool) -> int:
-    """Of memory, at most, from a picture whose header is read to one that is RGB. turned: by its EXIF orientation."""
+    """Of memory, at most, from an image whose header is read to one that is RGB. turned: by its EXIF orientation."""
     stored = STORED.get(image.mode, 4)
     transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     rgb = 0 if image.mode == "RGB" and not transparent else 4
@@ -40,7 +40,7 @@ def bytes_needed(image: Image.Image, turned: bool) -> int:
 
 
 def _largest_block(image: Image.Image) -> int:
-    """Of a TIFF, whose decoder makes room for a whole tile even where the picture is smaller."""
+    """Of a TIFF, whose decoder makes room for a whole tile even where the image is smaller."""
     tags = getattr(image, "tag_v2", {})
     wide, high = tags.get(322, 0), tags.get(323, 0)
     return int(wide) * int(high) * 4 if isinstance(wide, int) and isinstance(high, int) else 0
@@ -58,7 +58,7 @@ def check_scans(path: Path, image: Image.Image) -> None:
     """Raises TooSlow for a JPEG that goes over all of its pixels more often than any camera or program writes."""
     pixels = image.width * image.height
     data = path.read_bytes()
-    if pixels * data.count(bytes([0xFF, SCAN])) <= MOST_SCANNED:  # a glance, which counts other pictures in the file too
+    if pixels * data.count(bytes([0xFF, SCAN])) <= MOST_SCANNED:  # a glance, which counts other images in the file too
         return
     scans = count_scans(data)
     if pixels * scans > MOST_SCANNED:

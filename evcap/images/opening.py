@@ -1,4 +1,4 @@
-"""Pictures in: find the files, open them safely as RGB, make the tensor that the image tower takes."""
+"""Images in: find the files, open them safely as RGB, make the tensor that the image tower takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORIENTATION = 0x0112  # EXIF tag, 1 = upright
 
 
 class ImageError(EvcapError):
-    """A file that cannot be used as a picture, with the reason in one line."""
+    """A file that cannot be used as an image, with the reason in one line."""
 
 
 def find_images(
@@ -35,10 +35,10 @@ def find_images(
 ) -> list[Path]:
     """The files that `paths` mean, in the order given, each once.
 
-    A folder stands for all pictures below it (by suffix, sorted, hidden ones left out), a pattern with * ? [ ] for what
+    A folder stands for all images below it (by suffix, sorted, hidden ones left out), a pattern with * ? [ ] for what
     it matches. A file that is named is kept whatever it is, as is a path among others that leads to nothing:
     `open_image` says what is wrong with it. Folders that are links are not followed: they may lead to where they lie.
-    suffixes: in lower case, those of what `open_image` reads unless told. report: takes one line that tells which pictures
+    suffixes: in lower case, those of what `open_image` reads unless told. report: takes one line that tells which images
     and links in folders were left out, if there are any. Raises EvcapError if there is no file at all.
     """
     if suffixes is None:
@@ -62,8 +62,8 @@ def find_images(
     if not any(os.path.isfile(file) for file in found.values()):
         named = ", ".join(str(path) for path in found.values())
         if any(path.is_dir() for path in found.values()):
-            raise EvcapError(f"no pictures in {named}: looked for {' '.join(suffixes)}, in folders below too")
-        raise EvcapError(f"there is no file {named}" if named else "no pictures were named")
+            raise EvcapError(f"no images in {named}: looked for {' '.join(suffixes)}, in folders below too")
+        raise EvcapError(f"there is no file {named}" if named else "no images were named")
     return list(found.values())
 
 
@@ -89,7 +89,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _images_below(folder: Path, suffixes: Sequence[str], left_out: Counter[str]) -> list[Path]:
-    """left_out: counts kinds of pictures that are not among `suffixes`, by suffix, and links to folders, as "/"."""
+    """left_out: counts kinds of images that are not among `suffixes`, by suffix, and links to folders, as "/"."""
     files: list[Path] = []
     waiting = [folder]  # no recursion, and so no end to how deep folders may lie
     while waiting:
@@ -117,21 +117,21 @@ def _images_below(folder: Path, suffixes: Sequence[str], left_out: Counter[str])
 def _told(left_out: Counter[str]) -> str:
     links = left_out.pop("/", 0)
     parts = [f"{count} {suffix}" for suffix, count in sorted(left_out.items())]
-    told = [f"pictures of kinds that are not read here ({', '.join(parts)})"] if parts else []
+    told = [f"images of kinds that are not read here ({', '.join(parts)})"] if parts else []
     told += [f"{links} linked folder{'s' * (links > 1)} (name what is to be followed)"] if links else []
     extra = "; HEIC is read with pip install 'evcap[heic]'" if set(HEIF) & set(left_out) and not reads_heif() else ""
     return f"left out: {' and '.join(told)}{extra}"
 
 
 def open_image(path: str | Path, at_least: int | None = None, display: Display = DEFAULT) -> Image.Image:
-    """Open one picture, the first frame of an animated one, and return it as `to_rgb` does, decoded.
+    """Open one image, the first frame of an animated one, and return it as `to_rgb` does, decoded.
 
-    at_least: large pictures may be shrunk by a whole factor while both sides stay at least this many pixels, which
+    at_least: large images may be shrunk by a whole factor while both sides stay at least this many pixels, which
     saves time and memory (JPEG is even decoded small); None keeps every pixel.
     VRT, JPEG 2000, and TIFF that is no photo of 8 bits are read as `evcap.raster.raster.Raster` reads them; with a display of
     its own every file is. So are, shrunk, TIFF, PNG and JPEG of more pixels than Pillow allows (twice
     PIL.Image.MAX_IMAGE_PIXELS, 179 million unless changed), or of more bytes than `image_limits` does.
-    Raises ImageError for anything that is not a whole, readable picture and, from its header alone, for what is too large.
+    Raises ImageError for anything that is not a whole, readable image and, from its header alone, for what is too large.
     """
     path = Path(path)
     try:
@@ -168,11 +168,11 @@ NEEDS_UHR = "a raster, which is read with rasterio: pip install 'evcap[uhr]'"
 def _head(path: Path) -> bytes:
     """The first bytes of a file. Raises ImageError for what is none."""
     if path.is_dir():
-        raise ImageError(f"{path}: a folder without pictures that can be read; name a picture")
+        raise ImageError(f"{path}: a folder without images that can be read; name an image")
     if not path.exists():
         raise ImageError(f"{path}: there is no such file")
     if not path.is_file():
-        raise ImageError(f"{path}: not a regular file; save the picture to disk first")
+        raise ImageError(f"{path}: not a regular file; save the image to disk first")
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty (0 bytes); get a fresh copy")
     return head_of(path)
@@ -186,7 +186,7 @@ def _unknown(path: Path, head: bytes) -> str:
         return NEEDS_UHR
     if path.suffix.lower() in OTHERS:
         return f"{path.suffix} is not read here ({' '.join(FORMATS)} are); convert it"
-    return f"not a picture, or its header is damaged (read are {' '.join(FORMATS)})"
+    return f"not an image, or its header is damaged (read are {' '.join(FORMATS)})"
 
 
 def _decoded(path: Path, at_least: int | None, heif: bool) -> Image.Image:
@@ -224,8 +224,8 @@ def _from_raster(path: Path, at_least: int | None, display: Display) -> Image.Im
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as mode RGB, 8 bits: turned upright by its EXIF orientation, transparency laid on white, grey of 16
-    bits scaled (65535 -> 255), CMYK converted. The pixels of an upright RGB picture are returned as they are.
+    """Any image as mode RGB, 8 bits: turned upright by its EXIF orientation, transparency laid on white, grey of 16
+    bits scaled (65535 -> 255), CMYK converted. The pixels of an upright RGB image are returned as they are.
     """
     image = _upright(image)
     if image.mode.startswith("I;16"):
@@ -264,9 +264,9 @@ def _grey(values: np.ndarray, low: float, high: float) -> Image.Image:
 
 
 def to_tensor(images: Sequence[Image.Image], size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """B pictures -> (B,3,size,size) float32, (value - mean) / std per channel with values in 0..1.
+    """B images -> (B,3,size,size) float32, (value - mean) / std per channel with values in 0..1.
 
-    Squashed to the square by Pillow's bicubic filter, aspect not kept (EVCap release); a picture that has this size
+    Squashed to the square by Pillow's bicubic filter, aspect not kept (EVCap release); an image that has this size
     already is not resampled. mean, std: one number for each of R, G, B.
     """
     pixels = torch.empty(len(images), 3, size, size)

@@ -1,8 +1,8 @@
 """Batched beam search on prompt embeddings with a key/value cache.
 
 Written here, not transformers' `generate`: the keys and values of the prompt (about 65 positions) are held once per
-picture and shared by its beams; `generate` holds, reorders and re-reads them once per beam and runs the prompt once per
-beam. The beams of all pictures advance in one forward pass per token.
+image and shared by its beams; `generate` holds, reorders and re-reads them once per beam and runs the prompt once per
+beam. The beams of all images advance in one forward pass per token.
 
 Searches share nothing that they change: any number of threads may search with one model.
 """
@@ -22,7 +22,7 @@ Found = tuple[float, list[int]]  # a score and the tokens that earned it
 
 
 class SharedPromptCache(Cache):
-    """Keys and values of the prompt once per picture, of the generated tokens once per beam."""
+    """Keys and values of the prompt once per image, of the generated tokens once per beam."""
 
     def __init__(self, layers: int):
         super().__init__(layers=[])
@@ -116,7 +116,7 @@ def beam_search(
     """Hypotheses (score, tokens without the stop) for B prompts, prompt (B,P,d) and mask (B,P) bool, best first.
 
     A hypothesis ends at `stop` or after `max_length` tokens; its score is the sum of its token log-probabilities
-    divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one picture all differ.
+    divided by (its number of tokens, the stop counted) ** length_penalty. Hypotheses of one image all differ.
     """
     beams = max(decoding.beams, num_captions)
     decoder = Decoder(llm, prompt, mask, beams)
@@ -166,13 +166,13 @@ class Decoder:
 
 
 class _BeamState:
-    """Live beams (B,K) and finished hypotheses of B pictures."""
+    """Live beams (B,K) and finished hypotheses of B images."""
 
     def __init__(self, first: torch.Tensor, beams: int, wanted: int, stop: int, decoding: DecodingConfig):
         self.beams, self.wanted, self.stop, self.decoding = beams, wanted, stop, decoding
         self.batch, self.vocabulary = first.shape
         self.done: list[list[Found]] = [[] for _ in range(self.batch)]
-        self.closed = [False] * self.batch  # a closed picture changes no more: results do not depend on its batch
+        self.closed = [False] * self.batch  # a closed image changes no more: results do not depend on its batch
         self.tokens = first.new_empty(self.batch, 1, 0, dtype=torch.long)
         self.scores = first.new_zeros(self.batch, 1)
         self.advance(first)
@@ -203,7 +203,7 @@ class _BeamState:
         self.done[picture].append((total / length**self.decoding.length_penalty, tokens))
 
     def finished(self) -> bool:
-        """Close each picture whose best live beam, at its present length, cannot enter the wanted best; all closed?"""
+        """Close each image whose best live beam, at its present length, cannot enter the wanted best; all closed?"""
         hope = (self.scores[:, 0] / self.tokens.shape[2] ** self.decoding.length_penalty).tolist()
         for b, done in enumerate(self.done):
             if len(done) >= self.beams and sorted((s for s, _ in done), reverse=True)[self.wanted - 1] >= hope[b]:

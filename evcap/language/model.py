@@ -32,7 +32,7 @@ Block = torch.Tensor | TextBlock  # embeddings (B,T,d), or text
 
 @dataclass
 class Prompt:
-    """Embedded prompt of B pictures. Padding lies before the text of a block, so the last column is always real."""
+    """Embedded prompt of B images. Padding lies before the text of a block, so the last column is always real."""
 
     embeddings: torch.Tensor  # (B,P,d)
     mask: torch.Tensor  # (B,P) bool, True = real
@@ -49,7 +49,7 @@ class Hypothesis:
 
 @dataclass
 class PackedCaptions:
-    """All captions of each picture in one row of L slots, behind one shared prompt."""
+    """All captions of each image in one row of L slots, behind one shared prompt."""
 
     ids: torch.Tensor  # (B,L) int64
     segment: torch.Tensor  # (B,L) int64: 1, 2, ... the caption a slot belongs to; 0 = empty slot
@@ -158,7 +158,7 @@ class LanguageModel(nn.Module):
         return self.embed(torch.tensor(ids, dtype=torch.long, device=device)), mask
 
     def pack(self, captions: Sequence[Sequence[str]], slots: int = 0, max_tokens: int = 32) -> PackedCaptions:
-        """Captions of B pictures -> rows of `slots` tokens (0 = as many as needed), each caption ending in a newline.
+        """Captions of B images -> rows of `slots` tokens (0 = as many as needed), each caption ending in a newline.
 
         A caption longer than `max_tokens` is cut; one that no longer fits into the row is left out.
         """
@@ -167,7 +167,7 @@ class LanguageModel(nn.Module):
         )
 
     def pack_ids(self, rows: Sequence[Sequence[Sequence[int]]], slots: int = 0) -> PackedCaptions:
-        """As `pack`, of token ids: for each of B pictures any number of sequences, of which those that fit are kept."""
+        """As `pack`, of token ids: for each of B images any number of sequences, of which those that fit are kept."""
         slots = slots or max(sum(map(len, row)) for row in rows)
         packed = torch.zeros(3, len(rows), slots, dtype=torch.long)
         packed[0] = self.newline
@@ -183,7 +183,7 @@ class LanguageModel(nn.Module):
         return PackedCaptions(*packed)
 
     def token_losses(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
-        """Cross-entropy (B,L) of every caption token given the picture and its caption so far, 0 in empty slots."""
+        """Cross-entropy (B,L) of every caption token given the image and its caption so far, 0 in empty slots."""
         hidden, length, segment = self._hidden(prompt, packed), prompt.mask.shape[1], packed.segment
         # a caption's first token is predicted by the prompt's last position, later ones by the token before
         slots = torch.arange(segment.shape[1], device=segment.device)
@@ -221,7 +221,7 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def decode(self, prompt: Prompt, num_captions: int, decoding: DecodingConfig) -> list[list[Hypothesis]]:
-        """The `num_captions` likeliest captions of each picture, likeliest first."""
+        """The `num_captions` likeliest captions of each image, likeliest first."""
         if decoding.search not in ("beam", "release"):
             raise EvcapError(f"unknown search '{decoding.search}', known: beam, release")
         if decoding.search == "release":

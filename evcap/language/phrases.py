@@ -1,4 +1,4 @@
-"""Phrases that belong to a picture: how its captions are likely to be worded, from its memory key alone."""
+"""Phrases that belong to an image: how its captions are likely to be worded, from its memory key alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EIGHT_BITS = torch.float8_e4m3fn
 
 
 class PhraseModel:
-    """A linear map from the key of a picture (W,) to the weight of each of P phrases, the n-grams of captions.
+    """A linear map from the key of an image (W,) to the weight of each of P phrases, the n-grams of captions.
 
-    Up to one common factor the weight estimates the share of the picture's captions that say the phrase, above the mean of
-    all pictures, times the phrase's inverse document frequency. A caption fits by the sum of its phrases' weights over the
+    Up to one common factor the weight estimates the share of the image's captions that say the phrase, above the mean of
+    all images, times the phrase's inverse document frequency. A caption fits by the sum of its phrases' weights over the
     root of its number of words.
 
     The linear form of two known methods: word detectors learned from captions (Fang et al. 2015, arXiv 1411.4952), and
-    choosing the caption most like those of the nearest training pictures (Devlin et al. 2015, arXiv 1505.04467), here
+    choosing the caption most like those of the nearest training images (Devlin et al. 2015, arXiv 1505.04467), here
     without having to keep any caption.
     """
 
@@ -48,12 +48,12 @@ class PhraseModel:
         longest: int,
         ridge: float,
     ) -> PhraseModel:
-        """Ridge regression on N captioned pictures.
+        """Ridge regression on N captioned images.
 
-        views: keys (N,W) of the pictures, once for each view of them. captions: of each picture. encoder: fingerprint of
-        the keys' encoder. size: phrases kept, those whose weights vary most over the pictures. least: pictures that must
+        views: keys (N,W) of the images, once for each view of them. captions: of each image. encoder: fingerprint of
+        the keys' encoder. size: phrases kept, those whose weights vary most over the images. least: images that must
         have a phrase. longest: words of a phrase at most. ridge: in mean variances of a key's coordinates.
-        Raises EvcapError for settings out of range, or when no phrase tells one picture from another.
+        Raises EvcapError for settings out of range, or when no phrase tells one image from another.
         """
         if min(size, least, longest) < 1 or ridge <= 0:
             raise EvcapError("size, least and longest must be at least 1, ridge above 0")
@@ -61,7 +61,7 @@ class PhraseModel:
         pictures = Counter(phrase for row in shares for phrase in row)
         phrases = sorted(phrase for phrase, count in pictures.items() if count >= least)
         if not phrases:
-            raise EvcapError(f"no phrase is in the captions of {least} pictures or more, of {len(captions)}")
+            raise EvcapError(f"no phrase is in the captions of {least} images or more, of {len(captions)}")
         keys = torch.stack([view.float() for view in views])  # (views,N,W)
         center = keys.mean((0, 1))
         keys = keys - center
@@ -71,7 +71,7 @@ class PhraseModel:
         variance = covariance.diagonal().mean()
         rarity = torch.tensor([math.log(len(captions) / pictures[phrase]) for phrase in phrases])
         if not (variance > 0 and rarity.any()):
-            raise EvcapError("all pictures have the same key or the same phrases; there is nothing to learn from them")
+            raise EvcapError("all images have the same key or the same phrases; there is nothing to learn from them")
         damping = ridge * variance * torch.eye(len(covariance))
         weights = torch.linalg.solve(covariance + damping, cross.T).T * rarity[:, None]
         spread = ((weights @ covariance) * weights).sum(1)
@@ -83,9 +83,9 @@ class PhraseModel:
 
     @torch.inference_mode()
     def __call__(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
-        """Q (B,32,W) and captions of each picture -> for each (n,) float32, how well its wording fits the picture.
+        """Q (B,32,W) and captions of each image -> for each (n,) float32, how well its wording fits the image.
 
-        0 is a caption without known phrases, or a picture like the mean of all; of the shipped model mostly in -2..6.
+        0 is a caption without known phrases, or an image like the mean of all; of the shipped model mostly in -2..6.
         """
         expected = (mean_keys(queries) - self.center) @ self._weights.T
         return [torch.tensor([self._fit_of(row, text) for text in own]) for row, own in zip(expected, texts, strict=True)]
@@ -131,7 +131,7 @@ def _phrases(words: Sequence[str], longest: int) -> set[str]:
 
 
 def _shares(captions: Sequence[str], longest: int) -> dict[str, float]:
-    """Phrases of a picture's captions with the share of the captions that say each."""
+    """Phrases of an image's captions with the share of the captions that say each."""
     counts = Counter(phrase for caption in captions for phrase in _phrases(plain_words(caption), longest))
     return {phrase: count / len(captions) for phrase, count in counts.items()}
 

@@ -2,7 +2,7 @@
 
 Differences to `beam_search`: beams are ranked by their mean token log-probability at every step, not only at the end; a
 beam that has reached a stop stays among the beams with its score and crowds out the rest; the search ends when all stopped.
-The release runs one picture at a time and reads the whole sequence again for each token.
+The release runs one image at a time and reads the whole sequence again for each token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def release_search(
 
 
 class _ReleaseState:
-    """K beams of B pictures: tokens (B,K,t), sums of log-probabilities, lengths and whether they stopped, (B,K) each."""
+    """K beams of B images: tokens (B,K,t), sums of log-probabilities, lengths and whether they stopped, (B,K) each."""
 
     def __init__(self, first: torch.Tensor, beams: int, stops: Sequence[int]):
         self.stops = torch.tensor(stops, device=first.device)
@@ -49,7 +49,7 @@ class _ReleaseState:
     def advance(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """Extend by one token, log-probabilities (B*K,V) -> the old row each beam came from, (B*K,)."""
         batch, beams, _ = self.tokens.shape
-        closed = self.stopped.all(1, keepdim=True)  # pictures whose search has ended keep their beams as they are
+        closed = self.stopped.all(1, keepdim=True)  # images whose search has ended keep their beams as they are
         totals = log_probabilities.view(batch, beams, -1).masked_fill(self.stopped[..., None], -torch.inf)
         totals[..., 0].masked_fill_(self.stopped, 0)  # a stopped beam goes on as itself, in one candidate
         lengths = self.lengths + ~self.stopped

@@ -1,4 +1,4 @@
-"""Choosing among the beams: the likeliest caption is not always the one that looks most like the picture."""
+"""Choosing among the beams: the likeliest caption is not always the one that looks most like the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BeamChoice:
     """Orders hypotheses by score + likeness x image-text similarity + phrases x fit of the wording.
 
     Similarity is that of the contrast in pretraining, fit that of the phrase model. The memory decides which names are said,
-    the picture the rest: an edited memory may say what the picture does not show (a bike renamed dragon), so a hypothesis
+    the image the rest: an edited memory may say what the image does not show (a bike renamed dragon), so a hypothesis
     that lacks a retrieved name of the likeliest one stays behind those that have them all, and of these the ones that say
     more of the first two retrieved names lead. Nearest in the literature: reranking captions by CLIPScore (arXiv
     2104.08718); the rules for names are ours.
@@ -32,7 +32,7 @@ class BeamChoice:
 
     @torch.inference_mode()
     def similarity(self, queries: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
-        """Q (B,32,W) and captions of each picture -> for each (n,) float32 in -1..1, the cosine of the nearest query."""
+        """Q (B,32,W) and captions of each image -> for each (n,) float32 in -1..1, the cosine of the nearest query."""
         rows = self._read([text for row in texts for text in row]).split([len(row) for row in texts])
         return [nearest_query(picture[None], row)[0] for picture, row in zip(queries, rows, strict=True)]
 
@@ -44,7 +44,7 @@ class BeamChoice:
         decoding: DecodingConfig,
         phrases: PhraseModel | None = None,
     ) -> list[list[Hypothesis]]:
-        """Q (B,32,W), hypotheses of B pictures, likeliest first, and their retrieved names -> the hypotheses, best first.
+        """Q (B,32,W), hypotheses of B images, likeliest first, and their retrieved names -> the hypotheses, best first.
 
         decoding: gives the weights of similarity and wording. phrases: None = wording does not count.
         """

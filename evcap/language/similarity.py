@@ -1,4 +1,4 @@
-"""How much a picture, seen through its query features, looks like a sentence: the similarity of the contrast in pretraining."""
+"""How much an image, seen through its query features, looks like a sentence: the similarity of the contrast in pretraining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries that a memory holds already: one picture added twice would fill the hits of a query with one name."""
+"""Entries that a memory holds already: one image added twice would fill the hits of a query with one name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def marks(keys: np.ndarray) -> np.ndarray:
     """(M,) int64 of keys (M,D) of unit length: equal for keys that are equal up to rounding, else different.
 
     Of float16 values on a grid of `STEP` a random linear hash modulo 2^64. Two keys of one mark are alike in all D numbers;
-    between pictures that differ at all that happens as seldom as a collision.
+    between images that differ at all that happens as seldom as a collision.
     """
     factors = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, keys.shape[1]) | 1
     found = np.empty(len(keys), np.int64)

@@ -23,7 +23,7 @@ FOURCC = {
     IndexKind.hnsw: (b"IHNs", b"IHNf"),
     IndexKind.ivf_pq: (b"IwPQ",),
 }  # a file begins with it
-BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for a picture
+BLAS_FROM = 20  # queries; faiss 1.15 makes no matrix products for fewer than 334 of width 384: 8 times as long for an image
 BLAS_KEYS = 16384  # keys of one product; faiss's 1,024 make so many small ones that threads on busy cores wait for each other
 STALE = 0.1  # share of entries that came or went, from which a save builds the index anew
 CHUNK = 65536  # keys that become float32 at once
@@ -67,7 +67,7 @@ _reading = threading.Lock()  # of one index at a time: the limits of a file are 
 
 
 def exact_search(index, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and entries (n,hits) that an exact index finds, by matrix products from a picture's queries on."""
+    """Similarities and entries (n,hits) that an exact index finds, by matrix products from an image's queries on."""
     with _products:
         return index.search(queries, hits)
 

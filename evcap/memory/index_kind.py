@@ -17,7 +17,7 @@ class IndexKind(StrEnum):
 
 
 # measured with a million random and 15 thousand real keys of width 768, see docs/memory-scale.md
-FLAT_UP_TO = 200_000  # entries; so far a picture's 32 queries take a tenth of a second, and the keys 0.6 GB of main memory
+FLAT_UP_TO = 200_000  # entries; so far an image's 32 queries take a tenth of a second, and the keys 0.6 GB of main memory
 IVF_UP_TO = 500_000  # ivf needs main memory for all keys while it is built, ivf-pq a thirteenth, and finds as much
 SETTINGS = {  # those that find the nearest key of 95 in 100 real queries and noisy copies of keys (cosine 0.8), or more
     IndexKind.flat: {},

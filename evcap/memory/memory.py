@@ -1,4 +1,4 @@
-"""The external visual-name memory: keys (pictures) with names, searched by the query features of a picture."""
+"""The external visual-name memory: keys (images) with names, searched by the query features of an image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _unit(keys) -> np.ndarray:
         wide = keys[start : start + CHUNK].astype(np.float32)
         length = np.linalg.norm(wide, axis=1, keepdims=True)
         if not np.isfinite(length).all() or (length == 0).any():
-            raise EvcapError("a key is zero or not finite; such a picture cannot be found again")
+            raise EvcapError("a key is zero or not finite; such an image cannot be found again")
         length[np.abs(length - 1) < ROUNDING] = 1  # of another memory: each division would round it anew
         unit[start : start + CHUNK] = wide / length
     return unit
@@ -65,7 +65,7 @@ class VisualNameMemory:
         self.names, self.sources, self.images = list(names), list(sources), list(images)  # own: two may share a source
         self._index = None
         self._known: KnownEntries | None = None  # made at the first edit that adds entries
-        self._owners: Owners | None = None  # made at the first search that leaves pictures' own entries out
+        self._owners: Owners | None = None  # made at the first search that leaves images' own entries out
         self._approximate: ApproximateIndex | None = None  # over the first entries of a large memory
         self._chosen = False  # somebody chose the kind of index
         self._room: np.ndarray | None = None  # of which keys are the first rows, once entries were added
@@ -103,18 +103,18 @@ class VisualNameMemory:
     def search(
         self, queries, hits: int = 5, keep: int = 32, limit: int = 10, exclude: Sequence[str] | None = None
     ) -> list[list[RetrievedName]]:
-        """Names for B pictures from their query features (B,Q,D), best first.
+        """Names for B images from their query features (B,Q,D), best first.
 
-        The EVCap release's rule: each query takes its `hits` nearest keys; of all hits of a picture the `keep` most similar
+        The EVCap release's rule: each query takes its `hits` nearest keys; of all hits of an image the `keep` most similar
         stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the first `limit` returned.
-        exclude: for each picture an image whose entries it must not find, so that training pictures do not find themselves.
+        exclude: for each image an image whose entries it must not find, so that training images do not find themselves.
         """
         queries = _array(queries).astype(np.float32, copy=False)
         if queries.ndim != 3 or queries.shape[2] != self.keys.shape[1]:
             raise EvcapError(f"queries must be (B,Q,{self.keys.shape[1]}), got {queries.shape}")
         batch, count, dim = queries.shape
         if exclude is not None and len(exclude) != batch:
-            raise EvcapError(f"exclude names {len(exclude)} images for {batch} pictures")
+            raise EvcapError(f"exclude names {len(exclude)} images for {batch} images")
         owners = None if exclude is None else self._known_owners()
         wanted = min(hits + (owners.most(exclude) if owners else 0), len(self))
         if batch == 0 or wanted == 0:

@@ -146,7 +146,7 @@ def f1_scores(
 ) -> dict[str, dict[str, float]]:
     """Per name F1 in percent of "the caption says it" against "a reference says it", with the counts behind it.
 
-    Source: held-out COCO (Hendricks et al. 2016, arXiv 1511.05284). `references` holds those of each caption's picture.
+    Source: held-out COCO (Hendricks et al. 2016, arXiv 1511.05284). `references` holds those of each caption's image.
     """
     said, true = _said(finder, captions), [set().union(*_said(finder, row)) for row in references]
     predicted, positive = (Counter(name for row in rows for name in row) for rows in (said, true))
@@ -167,7 +167,7 @@ def naming_statistics(
 ) -> dict:
     """How captions use a vocabulary of `names`, in percent: do they say what was retrieved, and what the references say?
 
-    retrieved: the names that were found for each caption's picture. The mean F1 is over the names that some reference says;
+    retrieved: the names that were found for each caption's image. The mean F1 is over the names that some reference says;
     "held_out" is the same over those of them that no training caption says, with the scores of each name.
     """
     finder = NameFinder(names)

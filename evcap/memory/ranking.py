@@ -1,4 +1,4 @@
-"""From the hits of a picture's queries to its names, by the EVCap release's rule; and which hits are the picture's own."""
+"""From the hits of an image's queries to its names, by the EVCap release's rule; and which hits are the image's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RetrievedName:
 
 
 def ranked_names(similarity: np.ndarray, entry: np.ndarray, names: Sequence[str], keep: int, limit: int) -> list[RetrievedName]:
-    """Names of one picture from the hits (Q,h) of its queries, nearest first, in a memory whose entries bear `names`.
+    """Names of one image from the hits (Q,h) of its queries, nearest first, in a memory whose entries bear `names`.
 
     Of all hits the `keep` most similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the
     first `limit` returned. Entry -1 is no hit.
@@ -39,17 +39,17 @@ def ranked_names(similarity: np.ndarray, entry: np.ndarray, names: Sequence[str]
 
 
 def image_key(name: str) -> str:
-    """What tells a picture from others, however a set spells its file: COCO's is its id, 000000000009.jpg in LVIS,
+    """What tells an image from others, however a set spells its file: COCO's is its id, 000000000009.jpg in LVIS,
     COCO_train2014_000000000009.jpg in the Karpathy splits; any other is its name."""
     coco = re.search(r"(?:^|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+$", name)
     return f"COCO {int(coco[1])}" if coco else name
 
 
 class Owners:
-    """Which of M entries come from which picture, told once so that a search need not look at all of them."""
+    """Which of M entries come from which image, told once so that a search need not look at all of them."""
 
     def __init__(self, images: list[str]):
-        """images: the picture of each entry; the list is kept, to see whether it is still the memory's."""
+        """images: the image of each entry; the list is kept, to see whether it is still the memory's."""
         self.images, self._count = images, len(images)
         self._numbers: dict[str, int] = {}
         self._of_entry = np.array([self._numbers.setdefault(image_key(i), len(self._numbers)) for i in images], np.int64)
@@ -60,14 +60,14 @@ class Owners:
         return images is self.images and len(images) == self._count
 
     def most(self, images: Sequence[str]) -> int:
-        """Entries of the one of these pictures that has most of them."""
+        """Entries of the one of these images that has most of them."""
         numbers = self._numbers_of(images)
         return int(self._entries[numbers[numbers >= 0]].max(initial=0))
 
     def others(
         self, similarity: np.ndarray, entry: np.ndarray, images: Sequence[str], hits: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the hits (B,Q,h) of B pictures the first `hits` of each query that are none of the picture's own entries.
+        """Of the hits (B,Q,h) of B images the first `hits` of each query that are none of the image's own entries.
 
         Where there are fewer, own ones follow with a similarity of -inf.
         """
@@ -77,5 +77,5 @@ class Owners:
         return np.take_along_axis(similarity, order, 2), np.take_along_axis(entry, order, 2)
 
     def _numbers_of(self, images: Sequence[str]) -> np.ndarray:
-        """(B,) int64; -1 for a picture that no entry comes from."""
+        """(B,) int64; -1 for an image that no entry comes from."""
         return np.array([self._numbers.get(image_key(image), -1) for image in images], np.int64)

@@ -104,7 +104,7 @@ class EVCap(QueryEncoder):
         tail_slots: int = 0,
         further: Sequence[Block] = (),
     ) -> torch.Tensor:
-        """Mean cross-entropy of the caption tokens of B pictures. further: blocks of the prompt behind the visual vectors."""
+        """Mean cross-entropy of the caption tokens of B images. further: blocks of the prompt behind the visual vectors."""
         vectors = self.visual_vectors(queries, retrieved)
         return self.language.loss(self.language.prompt(vectors, retrieved.names, tail_slots, further), captions)
 
@@ -116,7 +116,7 @@ class EVCap(QueryEncoder):
         decoding: DecodingConfig,
         further: Sequence[Block] = (),
     ) -> list[list[Hypothesis]]:
-        """`num_captions` captions for each of B pictures, likeliest first."""
+        """`num_captions` captions for each of B images, likeliest first."""
         vectors = self.visual_vectors(queries, retrieved)
         return self.language.decode(self.language.prompt(vectors, retrieved.names, 0, further), num_captions, decoding)
 

@@ -1,4 +1,4 @@
-"""Retrieved names meet the picture: names + Q -> V, the filtered name features (EVCap, arXiv 2311.15879, section 3.3)."""
+"""Retrieved names meet the image: names + Q -> V, the filtered name features (EVCap, arXiv 2311.15879, section 3.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap rele
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What was retrieved for B pictures: names, best first, and their word pieces, ids (B,L) int64 and mask (B,L) bool."""
+    """What was retrieved for B images: names, best first, and their word pieces, ids (B,L) int64 and mask (B,L) bool."""
 
     names: list[list[str]]
     ids: torch.Tensor
@@ -51,7 +51,7 @@ class NameFusion(nn.Module):
         self.qformer = QFormer(config, preset.name_queries, config.width, has_guests=True)
 
     def forward(self, retrieved: Retrieved, queries: torch.Tensor) -> torch.Tensor:
-        """Names of B pictures and their Q (B,32,W) -> V (B,8,W)."""
+        """Names of B images and their Q (B,32,W) -> V (B,8,W)."""
         return self.qformer(self.embeddings(retrieved.ids), retrieved.mask, guests=queries)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from evcap.config import VisionConfig
 
-ON_CPU = 8  # pictures that go through EfficientNet together on CPUs: twice as fast as 32, whose maps outgrow the cache
+ON_CPU = 8  # images that go through EfficientNet together on CPUs: twice as fast as 32, whose maps outgrow the cache
 
 
 class VisionEncoder(nn.Module):

@@ -1,1 +1,1 @@
-"""Pictures that show results: names with attention, contact sheets, evidence."""
+"""Images that show results: names with attention, contact sheets, evidence."""

@@ -1,4 +1,4 @@
-"""A picture of a scored run: its best, median and worst captions."""
+"""An image of a scored run: its best, median and worst captions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from evcap.files import replacing
 from evcap.images.opening import open_image
 
 BANDS = {"best": "tab:green", "median": "tab:blue", "worst": "tab:red"}
-FRAME = (400, 300)  # pixels of one picture
+FRAME = (400, 300)  # pixels of one image
 COLUMN, CAPTION_LETTERS, SMALL_LETTERS = 4, 35, 44  # width of a column: inches, letters of the caption and of what is below
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One captioned picture with its score (CIDEr, percent), one reference and the names its memory gave."""
+    """One captioned image with its score (CIDEr, percent), one reference and the names its memory gave."""
 
     path: Path
     caption: str
@@ -35,9 +35,9 @@ def choose(rows: Sequence[Scored], columns: int) -> dict[str, list[Scored]]:
 
 
 def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 4) -> None:
-    """Write a PNG, 400 pixels a column, of the `columns` best, median and worst pictures by score with their captions.
+    """Write a PNG, 400 pixels a column, of the `columns` best, median and worst images by score with their captions.
 
-    Raises evcap.images.opening.ImageError for a picture that does not open.
+    Raises evcap.images.opening.ImageError for an image that does not open.
     """
     from matplotlib.figure import Figure
     from PIL import ImageOps
@@ -66,13 +66,13 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
 
 
 def _texts(row: Scored) -> tuple[str, str]:
-    """What stands above and below a picture."""
+    """What stands above and below an image."""
     below = wrapped(SMALL_LETTERS, f"people: {row.reference}", f"memory: {', '.join(row.names) or 'no names'}")
     return wrapped(CAPTION_LETTERS, row.caption), below
 
 
 def _height(texts: Sequence[tuple[str, str]]) -> float:
-    """Inches of a band: its pictures, 3.75 wide, and the most lines above and below one."""
+    """Inches of a band: its images, 3.75 wide, and the most lines above and below one."""
     above, below = (max(text.count("\n") + 1 for text in side) for side in zip(*texts, strict=True))
     return 3.75 * FRAME[1] / FRAME[0] + 0.25 * above + 0.2 * below + 0.4
 

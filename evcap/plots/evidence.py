@@ -1,4 +1,4 @@
-"""The picture of an answer: the whole raster with numbered boxes, and beside it what the boxes show from near."""
+"""The image of an answer: the whole raster with numbered boxes, and beside it what the boxes show from near."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _colour(place: int) -> str:
 
 def _below(evidence: Sequence[Evidence], others: int, width: float) -> str:
     """The lines below the overview."""
-    lines = [f"Whole picture: {item.caption}" for item in evidence if item.path == "overview"]
+    lines = [f"Whole image: {item.caption}" for item in evidence if item.path == "overview"]
     lines += [f"{others:,} more {'box is' if others == 1 else 'boxes are'} outlined in white."] if others else []
     return "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 13), max_lines=2, placeholder=" ..."))
 

@@ -1,4 +1,4 @@
-"""The picture of a retrieval: the photo, its names with similarity bars, where the query behind each name looked."""
+"""The image of a retrieval: the photo, its names with similarity bars, where the query behind each name looked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw_names(image: Image.Image, names: Sequence[RetrievedName], attention: np
     """Write the PNG `path`.
 
     image: the photo, RGB. names: as retrieved, best first. attention: (queries,rows,columns) float32, for each query
-    how much it looked at each cell of the picture, summing to 1. Raises EvcapError if the file cannot be written.
+    how much it looked at each cell of the image, summing to 1. Raises EvcapError if the file cannot be written.
     """
     image = image.copy()
     image.thumbnail((1200, 1200))

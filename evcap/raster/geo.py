@@ -1,6 +1,6 @@
-"""Boxes of a large picture: in pixels, in thousandths, in the ground's coordinates, in words; and which of them overlap.
+"""Boxes of a large image: in pixels, in thousandths, in the ground's coordinates, in words; and which of them overlap.
 
-A box is x1,y1,x2,y2 in pixels of full resolution, half-open, with 0,0 at the upper left corner of the picture, so that its
+A box is x1,y1,x2,y2 in pixels of full resolution, half-open, with 0,0 at the upper left corner of the image, so that its
 corners are corners of pixels. `transform` is the affine of a raster that takes these corners to coordinates of its CRS.
 Longitude comes before latitude everywhere.
 """
@@ -26,7 +26,7 @@ DECIMALS = 9  # of a degree: 0.1 mm, below the pixel of any camera
 
 
 def to_thousandths(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes (...,4) in pixels -> (...,4) int64 in 0..1000 of the picture's sides, as prompts have them."""
+    """Boxes (...,4) in pixels -> (...,4) int64 in 0..1000 of the image's sides, as prompts have them."""
     return np.rint(np.asarray(boxes) * 1000 / np.array([width, height] * 2)).astype(np.int64)
 
 
@@ -150,7 +150,7 @@ def union(boxes: np.ndarray) -> np.ndarray:
 
 
 def cell_words(box: Box, width: int, height: int) -> str:
-    """Which of 3 x 3 equal cells of the picture a box covers most of: "upper left", "centre", "lower centre" ...
+    """Which of 3 x 3 equal cells of the image a box covers most of: "upper left", "centre", "lower centre" ...
 
     Where several cells are covered alike, that of the box's centre.
     """

@@ -46,9 +46,9 @@ def _driver_of(path: Path, checked: set[Path], around: tuple[Path, ...]) -> str:
     if driver == "VRT":
         file = path.resolve()
         if file in around:
-            raise RasterError(f"{path}: a VRT that is a source of itself; write it again from the pictures")
+            raise RasterError(f"{path}: a VRT that is a source of itself; write it again from the images")
         if len(around) == DEEPEST:
-            raise RasterError(f"{path}: a VRT inside {DEEPEST} others; write one from the pictures themselves")
+            raise RasterError(f"{path}: a VRT inside {DEEPEST} others; write one from the images themselves")
         if file not in checked:
             _check_vrt(path, checked, (*around, file))
             checked.add(file)

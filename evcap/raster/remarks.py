@@ -36,7 +36,7 @@ def _place(dataset: DatasetReader) -> list[str]:
 
 def _storage(dataset: DatasetReader, bands: Bands, striped: bool) -> list[str]:
     pages = len(dataset.subdatasets)
-    found = [f"the first of {pages} pictures in the file is read"] if pages > 1 else []
+    found = [f"the first of {pages} images in the file is read"] if pages > 1 else []
     if striped:
         found.append(f"stored in rows, not in tiles: {CONVERT}")
     if max(dataset.shape) > WITHOUT_OVERVIEWS and not dataset.overviews(bands.numbers[0]):

@@ -1,4 +1,4 @@
-"""A raster as one picture, for whoever looks at it whole."""
+"""A raster as one image, for whoever looks at it whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_PIXELS = 1 << 38  # of a raster that is looked at as a whole: half an hour 
 
 
 def read_whole(path: Path, at_least: int | None, display: Display) -> Image.Image:
-    """The picture in RGB, turned upright by its EXIF orientation; pixels that are not valid are grey.
+    """The image in RGB, turned upright by its EXIF orientation; pixels that are not valid are grey.
 
     at_least: it may be shrunk by a whole factor, by averaging, while both sides stay at least this many pixels; None keeps
     every pixel. Raises RasterError, also for what is too large.

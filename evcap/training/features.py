@@ -24,8 +24,8 @@ from evcap.progress import tqdm
 from evcap.runtime import full_precision
 from evcap.weights.wheels import EFFICIENTNET, MINILM_WEIGHTS, cache_folder
 
-BATCH = 64  # pictures that go through the frozen parts together
-RETRIEVED = 256  # pictures of one search
+BATCH = 64  # images that go through the frozen parts together
+RETRIEVED = 256  # images of one search
 Share = tuple[int, int]  # (this process, number of processes): each computes its share of the batches
 ALONE: Share = (0, 1)
 
@@ -86,7 +86,7 @@ def _mapped(path: Path, dtype, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
-    """A function (start, stop) -> patch tokens of these pictures, opened as whoever captions them opens them."""
+    """A function (start, stop) -> patch tokens of these images, opened as whoever captions them opens them."""
     vision, device = model.preset.vision, model.device
 
     @torch.inference_mode()
@@ -99,7 +99,7 @@ def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Calla
 
 
 def _identities(records: Sequence[CaptionedImage], data: Path) -> list[tuple[str, int, int]]:
-    """What tells these pictures from others, and from themselves once somebody has replaced them."""
+    """What tells these images from others, and from themselves once somebody has replaced them."""
     stats = [(record.path.relative_to(data), record.path.stat()) for record in records]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
@@ -112,7 +112,7 @@ def cached_patches(
     quiet: bool = False,
     share: Share = ALONE,
 ) -> np.ndarray:
-    """Patch tokens of all pictures by the frozen tower as a memory map (N,P,C) float16. share: see below."""
+    """Patch tokens of all images by the frozen tower as a memory map (N,P,C) float16. share: see below."""
     vision = model.preset.vision
     paths = [r.path for r in records]
     key = {
@@ -138,7 +138,7 @@ def cached_queries(
     quiet: bool = False,
     share: Share = ALONE,
 ) -> np.ndarray:
-    """Q of all pictures by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
+    """Q of all images by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
 
     share: of several processes each computes its part; all must have returned before the rows are read.
     """
@@ -149,7 +149,7 @@ def cached_queries(
         return cache.rows
     title = "query features" + (", mirrored" if mirrored else "")
     with tqdm(total=len(records) // share[1], desc=title, unit="img", disable=quiet) as bar:
-        if model.preset.blip2:  # 257 x 1408 numbers a picture: too many to keep
+        if model.preset.blip2:  # 257 x 1408 numbers an image: too many to keep
             look = _looker(model, [r.path for r in records], mirrored)
         else:
             patches = cached_patches(model, records, data, mirrored, quiet, share)
@@ -169,9 +169,9 @@ def cached_queries(
 def cached_names(
     memory: VisualNameMemory, rows: np.ndarray, images: Sequence[str], rule: MemoryConfig, key: str, quiet: bool = False
 ) -> list[list[str]]:
-    """Names of each picture from its Q (N,32,W), its own memory entries left out; on disk until the memory changes.
+    """Names of each image from its Q (N,32,W), its own memory entries left out; on disk until the memory changes.
 
-    images: the pictures' file names, which memory entries may spell otherwise (`image_key`). key: tells these rows from others.
+    images: the images' file names, which memory entries may spell otherwise (`image_key`). key: tells these rows from others.
     """
     told = json.dumps([key, memory.fingerprint(), dataclasses.asdict(rule), list(map(image_key, images))]).encode()
     path = cache_folder() / "features" / f"{hashlib.sha256(told).hexdigest()[:16]}.names.json"

@@ -1,4 +1,4 @@
-"""The loop of both training recipes: which pictures a step takes, the update, log, checkpoints, validation."""
+"""The loop of both training recipes: which images a step takes, the update, log, checkpoints, validation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TrainingLoop:
 
     config: a recipe's dataclass with output, seed, epochs, max_steps, batch, accumulate, learning_rate, weight_decay, warmup,
     validate and checkpoint_minutes. Raises EvcapError when the output folder holds a run with other settings, and from
-    `start` when the pictures are fewer than one step takes.
+    `start` when the images are fewer than one step takes.
     """
 
     def __init__(self, config, quiet: bool):
@@ -65,7 +65,7 @@ class TrainingLoop:
 
     @property
     def share(self) -> Share:
-        """Which of the pictures this process looks at when features are computed; caches belong to one machine."""
+        """Which of the images this process looks at when features are computed; caches belong to one machine."""
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
         return self.accelerator.local_process_index, beside
 
@@ -80,7 +80,7 @@ class TrainingLoop:
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.steps_per_epoch = pictures // self.step_size
         if not self.steps_per_epoch:
-            raise EvcapError(f"a step takes {self.step_size} pictures (batch x accumulate x processes), there are {pictures}")
+            raise EvcapError(f"a step takes {self.step_size} images (batch x accumulate x processes), there are {pictures}")
         if self.sharded and config.validate:
             raise EvcapError("a process that holds a part of a model cannot caption with it alone: set validate to 0")
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or 10**9)
@@ -148,7 +148,7 @@ class TrainingLoop:
             return {name: tensor.detach().cpu().clone() for name, tensor in trained_parts(self.model).items()}
 
     def batches(self, validate: Callable[[], dict[str, float]]) -> Iterator[tuple[list[int], int]]:
-        """Picture numbers and a seed for every forward pass; an update follows the last pass of each step.
+        """Image numbers and a seed for every forward pass; an update follows the last pass of each step.
 
         The caller hands each pass's loss to `backward`. Every step is seeded by (seed, step), so a resumed run repeats the
         same draws. validate: scores, called by every process at the end of each epoch and of the run; those of the main

@@ -25,9 +25,9 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]
 
 
 def read_split(data: Path, sets: list[str], split: str, without_names: Sequence[str] = ()) -> list[CaptionedImage]:
-    """The captioned pictures of one split of several sets, in order; layout of data/README.md.
+    """The captioned images of one split of several sets, in order; layout of data/README.md.
 
-    Pictures of which a caption says one of `without_names` are left out: so new names can be tested that were never seen.
+    Images of which a caption says one of `without_names` are left out: so new names can be tested that were never seen.
     """
     records = [r for s in sets for r in read_coco_captions(data / s / f"captions_{split}.json", data / s / "images")]
     if not without_names:

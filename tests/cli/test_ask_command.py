@@ -30,7 +30,7 @@ def analyst():
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory):
-    """A georeferenced picture of 4 x 2 photos, 288 pixels each."""
+    """A georeferenced image of 4 x 2 photos, 288 pixels each."""
     from places import EXAMPLES
 
     photos = [Image.open(path).convert("RGB").resize((SIDE, SIDE)) for path in sorted(EXAMPLES.glob("*.jpg"))]
@@ -182,7 +182,7 @@ def test_a_list_of_questions_of_any_origin(asked, city):
 def test_a_preset_without_thresholds_is_told_before_anything_is_loaded(city, monkeypatch):
     monkeypatch.setattr(Analyst, "load", lambda *given: pytest.fail("it was loaded"))
     told = run("ask", city, "any ships?", "--preset", "evcap-vicuna-13b", code=1).stderr
-    assert "no thresholds for big pictures: run `python eval/calibrate_scenes.py CONFIG" in told and told.count("\n") == 1
+    assert "no thresholds for big images: run `python eval/calibrate_scenes.py CONFIG" in told and told.count("\n") == 1
     monkeypatch.setattr(whole, "LARGE", 1)
     (line,) = jsonl(run("caption", city, "--preset", "evcap-vicuna-13b", "--format", "jsonl", "--quiet", code=1).stdout)
     assert "no thresholds" in line["error"]

@@ -55,7 +55,7 @@ def test_csv_has_a_header_and_text_can_be_read(fake, photos):
 
 def test_results_and_messages_go_to_different_streams(fake, photos):
     result = run("caption", "p0.png", "--format", "jsonl")
-    assert len(result.stdout.splitlines()) == 1 and "1 of 1 pictures" in result.stderr
+    assert len(result.stdout.splitlines()) == 1 and "1 of 1 images" in result.stderr
     assert run("caption", "p0.png", "--quiet").stderr == ""
 
 
@@ -93,7 +93,7 @@ def test_output_takes_its_name_only_when_all_is_done(fake, photos, monkeypatch):
 def test_resume_skips_what_the_output_holds(fake, photos, form):
     run("caption", *photos[:2], "--output", "out", "--format", form)
     result = run("caption", *photos, "--output", "out", "--format", form, "--resume")
-    assert fake.calls == [2, 3] and "2 of 5 pictures were finished before" in result.stderr
+    assert fake.calls == [2, 3] and "2 of 5 images were finished before" in result.stderr
     whole = run("caption", *photos, "--format", form).stdout
     assert Path("out").read_text() == whole
 
@@ -145,11 +145,11 @@ def test_an_interrupted_run_goes_on_with_resume(photos, signal_number, code):
     done = jsonl(part.read_text())
     assert 2 <= len(done) < 5
     if signal_number == signal.SIGINT:
-        assert f"interrupted after {len(done)} of 5 pictures" in messages and "--resume" in messages
+        assert f"interrupted after {len(done)} of 5 images" in messages and "--resume" in messages
         assert "Traceback" not in messages
     environment["SECONDS_A_BATCH"] = "0"
     again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and f"{len(done)} of 5 pictures were finished before" in again.stderr
+    assert again.returncode == 0 and f"{len(done)} of 5 images were finished before" in again.stderr
     lines = jsonl(Path("out.jsonl").read_text())
     assert [(line["file"], line["caption"]) for line in lines] == list(zip(photos, map(said, COLOURS), strict=True))
     assert not part.exists()

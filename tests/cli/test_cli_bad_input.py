@@ -37,7 +37,7 @@ def bomb(path: str) -> None:
 
 @pytest.fixture
 def wrecks(photos) -> dict[str, str]:
-    """Files that are no usable picture, with a word of the line each must give."""
+    """Files that are no usable image, with a word of the line each must give."""
     Path("text.jpg").write_text("I only pretend")
     Path("empty.png").touch()
     bomb("bomb.gif")
@@ -48,11 +48,11 @@ def wrecks(photos) -> dict[str, str]:
     Path("cut.jpg").write_bytes(data[: len(data) // 2])
     Path("none").mkdir()
     return {
-        "text.jpg": "not a picture",
+        "text.jpg": "not an image",
         "empty.png": "0 bytes",
         "bomb.gif": "megapixels",
         "cut.jpg": "cut short",
-        "none": "a folder without pictures",
+        "none": "a folder without images",
         "missing.jpg": "no such file",
     }
 
@@ -66,7 +66,7 @@ def test_wrecks_cost_no_neighbour_its_caption(fake, photos, wrecks, batch_size):
     for file, colour in zip(photos, COLOURS, strict=True):
         assert lines[file]["caption"] == said(colour) and lines[file]["error"] is None
     messages = result.stderr.splitlines()
-    assert messages[0] == f"evcap: 6 of {len(files)} pictures failed:" and len(messages) == 7
+    assert messages[0] == f"evcap: 6 of {len(files)} images failed:" and len(messages) == 7
     for (file, words), message in zip(wrecks.items(), messages[1:], strict=True):
         assert message.startswith(f"  {file}: ") and words in message
         assert lines[file] == {"file": file, "caption": None, "captions": [], "names": [], "error": message.strip()}
@@ -76,7 +76,7 @@ def test_wrecks_cost_no_neighbour_its_caption(fake, photos, wrecks, batch_size):
 def test_one_wreck_alone(fake, wrecks, command):
     for file, words in wrecks.items():
         assert words.split()[-1] in run(command, file, code=1).stderr
-    assert fake.calls == [], "no model is loaded for pictures that cannot be opened"
+    assert fake.calls == [], "no model is loaded for images that cannot be opened"
 
 
 def test_no_permission(fake, photos, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_picture_that_the_model_chokes_on_fails_alone(fake, photos):
 
 def test_nothing_to_do(fake, photos):
     Path("none").mkdir()
-    assert "no pictures in none" in failing("caption", "none")
+    assert "no images in none" in failing("caption", "none")
     assert "there is no file x*.jpg" in failing("caption", "x*.jpg")
     assert "Missing argument" in run("caption", code=2).stderr
 

@@ -112,7 +112,7 @@ def test_memory_add_leaves_out_folders_without_pictures(memory, loads_memory, ph
     os.rename("p3.png", "things/crab/x.png")
     result = run("memory", "add", "--from-folder", "things", "--memory", memory)
     assert "added 1 entry of 1 name" in result.stdout and listed(memory)["crab"] == 1
-    assert "things: folders without pictures are left out: bare" in result.stderr
+    assert "things: folders without images are left out: bare" in result.stderr
     os.remove("things/crab/x.png")
     assert "none of its 2 folders" in run("memory", "add", "--from-folder", "things", "--memory", memory, code=1).stderr
 
@@ -158,7 +158,7 @@ def test_memory_search_puts_the_nearest_first(memory, loads_memory, photos):
 def test_memory_add_keeps_the_good_pictures_of_a_mixed_batch(memory, loads_memory, photos):
     Path("bad.jpg").write_text("no")
     result = run("memory", "add", "--name", "bird", "p0.png", "bad.jpg", "p1.png", "--memory", memory, code=1)
-    assert listed(memory)["bird"] == 2 and "1 of 3 pictures failed" in result.stderr
+    assert listed(memory)["bird"] == 2 and "1 of 3 images failed" in result.stderr
 
 
 def test_edits_do_not_even_import_torch(memory):

@@ -1,4 +1,4 @@
-"""Captions inside picture files: read back by Pillow, pixels and everything else as they were."""
+"""Captions inside image files: read back by Pillow, pixels and everything else as they were."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ MAKE, ORIENTATION, EXIF_FOLDER, GPS_FOLDER, MAKER_NOTE = 0x010F, 0x0112, 0x8769,
 
 
 def content(path) -> tuple:
-    """Frames and EXIF tags of a picture, those of folders in it too, without the description."""
+    """Frames and EXIF tags of an image, those of folders in it too, without the description."""
     with Image.open(path) as image:
         exif = image.getexif()
         folders = [dict(exif.get_ifd(folder)) for folder in (EXIF_FOLDER, GPS_FOLDER)]

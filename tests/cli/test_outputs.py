@@ -1,4 +1,4 @@
-"""Nothing that is there is lost: outputs that name inputs, pictures or each other, and lines of other runs."""
+"""Nothing that is there is lost: outputs that name inputs, images or each other, and lines of other runs."""
 
 import fcntl
 import os
@@ -130,7 +130,7 @@ def test_the_lock_holds_while_a_resumed_run_writes(fake, photos):
 
 @pytest.fixture
 def interrupted(fake, photos, monkeypatch):
-    """out.jsonl.part with its settings, of a run that was stopped after two of five pictures."""
+    """out.jsonl.part with its settings, of a run that was stopped after two of five images."""
     real = fake._colours
 
     def stops(images):
@@ -268,7 +268,7 @@ def test_metadata_is_what_imagefolder_reads(fake, photos):
     os.rename("p2.png", "set/bad/x.png")
     run(*command, "--resume")
     assert len(jsonl(Path("set/metadata.jsonl").read_text())) == 3 and fake.calls == [2, 1]
-    assert "tells of pictures in" in refused("caption", "p3.png", "--format", "metadata", "--output", "set/metadata.jsonl")
+    assert "tells of images in" in refused("caption", "p3.png", "--format", "metadata", "--output", "set/metadata.jsonl")
 
 
 @pytest.mark.parametrize("end", ["\n", "\0", "\r\n"])

@@ -68,7 +68,7 @@ def test_commands_tell_how_far_they_are(fake, photos, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0)
     for command in (["caption", *photos], ["names", *photos]):
         lines = run(*command).stderr.splitlines()
-        assert any(line.startswith("pictures: 1 of 5, ") for line in lines) and lines[-1].startswith("5 of 5 pictures in ")
+        assert any(line.startswith("images: 1 of 5, ") for line in lines) and lines[-1].startswith("5 of 5 images in ")
         assert run(*command, "--quiet").stderr == ""
 
 
@@ -116,7 +116,7 @@ def test_output_in_any_encoding(photos, encoding, form):
     environment = ENVIRONMENT | {"PYTHONIOENCODING": encoding}
     command = [sys.executable, FAKE, "caption", *names, "\u72ac2.png", "--format", form, "--batch-size", "1"]
     shown = subprocess.run(command, env=environment, capture_output=True)
-    assert shown.returncode == 1 and b"Traceback" not in shown.stderr and b"1 of 4 pictures failed" in shown.stderr
+    assert shown.returncode == 1 and b"Traceback" not in shown.stderr and b"1 of 4 images failed" in shown.stderr
     assert all(said(colour).encode() in shown.stdout for colour in COLOURS[:3])
     if form != "jsonl":
         for name in names:

@@ -63,6 +63,6 @@ def test_the_line_tells_the_place(content, message, tmp_path):
 
 
 def test_what_was_found_is_counted_and_the_first_named():
-    refuse(Path("set.json"), "pictures are missing", [])
-    with pytest.raises(EvcapError, match="^set.json: 2 pictures are missing, the first is a$"):
-        refuse(Path("set.json"), "pictures are missing", ["a", "b"])
+    refuse(Path("set.json"), "images are missing", [])
+    with pytest.raises(EvcapError, match="^set.json: 2 images are missing, the first is a$"):
+        refuse(Path("set.json"), "images are missing", ["a", "b"])

@@ -33,7 +33,7 @@ rubbish = st.recursive(
 
 
 def read(name: str, split: str, content: bytes, pictures: int) -> list[Row]:
-    """What `read_rows` makes of a file of the set, expected to have so many pictures with a caption each."""
+    """What `read_rows` makes of a file of the set, expected to have so many images with a caption each."""
     expected = Split(pictures, int((name, split) != ("nocaps", "test")))
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(BENCHMARKS, {name: {split: expected}}):
         Path(folder, FILES[name, split]).write_bytes(content)

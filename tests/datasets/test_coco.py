@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def content(**changes) -> dict:
-    """A sound file of both kinds: two pictures, three captions (one of a picture that is not listed), one object."""
+    """A sound file of both kinds: two images, three captions (one of an image that is not listed), one object."""
     return {
         "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 3, "file_name": "sub/b.jpg", "scene": "harbor"}],
         "annotations": [
@@ -84,7 +84,7 @@ def test_vocabulary(tmp_path):
 
 
 def lvis(**changes) -> dict:
-    """LVIS's fields that matter: a v1 picture, named by its coco_url alone, and one of v0.5, with a file_name too."""
+    """LVIS's fields that matter: a v1 image, named by its coco_url alone, and one of v0.5, with a file_name too."""
     url = "http://images.cocodataset.org/{}2017/{:012d}.jpg"
     objects = [(1, 9, 3, [0, 0, 10, 10]), (2, 9, 1, [1, 2, 3, 4]), (3, 9, 3, [5, 5, 20, 10]), (4, 4, 3, [7, 7, 5, 5])]
     return {
@@ -127,7 +127,7 @@ def test_lvis_gives_the_largest_object_of_a_class_in_each_picture(tmp_path, plac
         (lvis(categories=[]), "is not an annotation file of LVIS (KeyError"),
         (lvis(images=["a"]), "is not an annotation file of LVIS"),
         (lvis(annotations=[{"id": 1, "image_id": 9, "category_id": 1}]), "(KeyError: 'bbox')"),
-        (lvis(), "2 picture files are missing, the first is {folder}/val2017/000000000004.jpg"),
+        (lvis(), "2 image files are missing, the first is {folder}/val2017/000000000004.jpg"),
     ],
 )
 def test_bad_lvis_files_get_one_clear_line(tmp_path, data, message):
@@ -158,13 +158,13 @@ BOTH = [
     (bad("images", 0, id=None), "images[0] has no 'id'"),
     (bad("images", 0, id="7"), "images[0] cannot be used: id is '7', expected int"),
     (bad("images", 1, file_name=None), "images[1] has no 'file_name'"),
-    (bad("images", 1, file_name="c.jpg"), "1 picture files are missing, the first is {folder}/c.jpg"),
+    (bad("images", 1, file_name="c.jpg"), "1 image files are missing, the first is {folder}/c.jpg"),
     (bad("annotations", 0, image_id=None), "annotations[0] has no 'image_id'"),
 ]
 CAPTIONS = [
     (bad("annotations", 1, caption=None), "annotations[1] has no 'caption'"),
     (bad("annotations", 1, caption=["A dog."]), "annotations[1] cannot be used: caption is ['A dog.'], expected str"),
-    (content(annotations=[]), "2 pictures have no caption, the first is a.jpg"),
+    (content(annotations=[]), "2 images have no caption, the first is a.jpg"),
 ]
 OBJECTS = [
     ({"images": [], "annotations": []}, "no list 'categories'"),

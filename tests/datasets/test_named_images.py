@@ -1,4 +1,4 @@
-"""Named pictures from folders and CSV files."""
+"""Named images from folders and CSV files."""
 
 import pytest
 from PIL import Image
@@ -33,11 +33,11 @@ def test_folders_name_their_pictures(tmp_path, capsys):
     picture(tmp_path / ".hidden" / "3.png")
     (tmp_path / "bare").mkdir()
     (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "notes.txt").write_text("no picture")
+    (tmp_path / "words" / "notes.txt").write_text("no image")
     items = read_named_folders(tmp_path, "mine")
     assert [(i.name, i.path.name, i.source) for i in items] == [("fire hydrant", "1.png", "mine"), ("and/or", "2.png", "mine")]
     assert columns(items)[2] == ["Fire_Hydrant/1.png", "and%2For/deep/2.png"]
-    assert capsys.readouterr().err == f"evcap: {tmp_path}: folders without pictures are left out: bare, words\n"
+    assert capsys.readouterr().err == f"evcap: {tmp_path}: folders without images are left out: bare, words\n"
 
 
 def test_folders_without_any_picture_are_an_error(tmp_path):
@@ -46,18 +46,18 @@ def test_folders_without_any_picture_are_an_error(tmp_path):
     with pytest.raises(EvcapError, match="holds no folders"):
         read_named_folders(tmp_path, "s")
     (tmp_path / "dog").mkdir()
-    with pytest.raises(EvcapError, match="none of its 1 folders holds a picture"):
+    with pytest.raises(EvcapError, match="none of its 1 folders holds an image"):
         read_named_folders(tmp_path, "s")
 
 
 def test_csv_with_and_without_boxes(tmp_path):
-    picture(tmp_path / "pictures" / "a.png")
+    picture(tmp_path / "images" / "a.png")
     rows = 'image,name,x1,y1,x2,y2\npictures/a.png,"Dog, wild",1,2,30,40.5\npictures/a.png,Crèche,,,,\n'
     (tmp_path / "list.csv").write_text(rows, encoding="utf-8-sig")
     first, second = read_named_csv(tmp_path / "list.csv", "list")
-    assert first == NamedImage("dog wild", tmp_path / "pictures/a.png", "list", (1, 2, 30, 40.5), "pictures/a.png")
+    assert first == NamedImage("dog wild", tmp_path / "images/a.png", "list", (1, 2, 30, 40.5), "images/a.png")
     assert (second.name, second.box) == ("crèche", None)
-    (tmp_path / "short.csv").write_text("note,name,image\n,dog,pictures/a.png\n")
+    (tmp_path / "short.csv").write_text("note,name,image\n,dog,images/a.png\n")
     assert [i.name for i in read_named_csv(tmp_path / "short.csv", "s")] == ["dog"]
 
 
@@ -67,7 +67,7 @@ BAD = [
     ("image,name\na.png,\n", "line 2: the image or its name is missing"),
     ("image,name\na.png\n", "line 2: the image or its name is missing"),
     ("image,name\na.png,!!\n", "'!!' holds nothing that can be said"),
-    ("image,name\na.png,dog\nb.png,cat\n", "1 picture files are missing, the first is {folder}/b.png"),
+    ("image,name\na.png,dog\nb.png,cat\n", "1 image files are missing, the first is {folder}/b.png"),
     ("image,name,x1,y1,x2,y2\na.png,dog,1,2,3,\n", "line 2: 1,2,3, is no box"),
     ("image,name,x1,y1,x2,y2\na.png,dog,1,2,wide,9\n", "line 2: 1,2,wide,9 is no box"),
     ("image,name,x1,y1,x2,y2\na.png,dog,5,2,3,9\n", "line 2: 5,2,3,9 is no box"),

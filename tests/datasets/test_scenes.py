@@ -25,7 +25,7 @@ from evcap.errors import EvcapError
 
 
 def pictures(split: str, each: int) -> dict[str, list[Picture]]:
-    """Pictures that are only names, each with a caption of its class."""
+    """Images that are only names, each with a caption of its class."""
     return {label: [Picture(f"{split}/{label}{n}", label, (f"It is {UCM[label].one}",)) for n in range(each)] for label in UCM}
 
 
@@ -170,7 +170,7 @@ def test_other_files_are_refused(tmp_path, content, message):
         (3000, 8, 200, "200 tiles of 256 pixels do not fit"),
         (200, 2, 0, "smaller than one tile"),
         (10_000, 1, 0, "too few"),
-        (60_000, 50, 0, "only 45 different pictures"),
+        (60_000, 50, 0, "only 45 different images"),
     ],
 )
 def test_what_does_not_fit_is_refused(size, count, sparse, message):

@@ -1,4 +1,4 @@
-"""Drawing by a tiny random Stable Diffusion pipeline through diffusers: the same pictures whatever is drawn beside them."""
+"""Drawing by a tiny random Stable Diffusion pipeline through diffusers: the same images whatever is drawn beside them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Keys of many pictures: the same whatever the batch size, after an interruption, and by the workers of a Ray cluster."""
+"""Keys of many images: the same whatever the batch size, after an interruption, and by the workers of a Ray cluster."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture
 def items(tmp_path) -> list[NamedImage]:
-    """Eleven pictures of noise; every third is cut to a box, the fifth is damaged."""
+    """Eleven images of noise; every third is cut to a box, the fifth is damaged."""
     random, made = np.random.default_rng(0), []
     for number in range(11):
         path = tmp_path / f"{number}.png"
@@ -38,7 +38,7 @@ def items(tmp_path) -> list[NamedImage]:
 
 
 def expected(encoder, items) -> np.ndarray:
-    """One picture at a time, cropped by hand."""
+    """One image at a time, cropped by hand."""
     pictures = [Image.open(i.path).convert("RGB") for i in items]
     pictures = [p.crop((3, 2, 30, 38)) if i.box else p for i, p in zip(items, pictures, strict=True)]
     return np.concatenate([encoder.captioner.keys([picture]) for picture in pictures])
@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on(encoder, items, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
     again = encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
-    assert asked == [2, 2, 1, "interrupted", 2, 2, 1]  # the third batch has the damaged picture
+    assert asked == [2, 2, 1, "interrupted", 2, 2, 1]  # the third batch has the damaged image
     assert (again.keys == whole.keys).all() and again.items == whole.items and again.failures == whole.failures
 
 
@@ -99,7 +99,7 @@ def test_no_picture_at_all(encoder, items, tmp_path):
     assert encode_keys(encoder, [], tmp_path / "part").keys.shape == (0, 384)
     items[0].path.unlink()
     for _ in range(2):  # nothing is remembered: they may be there the next time
-        with pytest.raises(EvcapError, match="none of the 2 pictures can be used; the first: .*0.png: there is no such file"):
+        with pytest.raises(EvcapError, match="none of the 2 images can be used; the first: .*0.png: there is no such file"):
             encode_keys(encoder, [items[0], items[5]], tmp_path / "part", quiet=True)
     Image.new("RGB", (40, 40)).save(items[0].path)
     assert len(encode_keys(encoder, [items[0], items[5]], tmp_path / "part", quiet=True).items) == 1
@@ -154,7 +154,7 @@ def test_a_killed_ray_run_goes_on_to_the_same_keys(tmp_path, two_workers):
     cluster = {"RAY_ADDRESS": two_workers.get_runtime_context().gcs_address}
 
     def done() -> list[int]:
-        """Which pictures have their keys on disk, before there is a memory."""
+        """Which images have their keys on disk, before there is a memory."""
         marks = [np.fromfile(path, np.uint8) for path in (tmp_path / "ray.work" / "keys").glob("*.rows")]
         return np.flatnonzero(np.concatenate(marks)).tolist() if marks else []
 

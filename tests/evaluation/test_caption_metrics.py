@@ -23,7 +23,7 @@ PREDICTIONS = {5: "two boys play football", 12: "A brown dog running on the gras
 
 
 def directly(predictions: dict[int, str], with_meteor: bool = True) -> tuple[dict[str, float], dict[int, float]]:
-    """All scores, and CIDEr of each picture, as pycocoevalcap's own classes give them; METEOR may be 0, it starts slowly."""
+    """All scores, and CIDEr of each image, as pycocoevalcap's own classes give them; METEOR may be 0, it starts slowly."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -129,7 +129,7 @@ def test_captions_that_shift_lines_or_vanish():
 def test_what_cannot_be_scored(monkeypatch):
     with pytest.raises(EvcapError, match="no predictions"):
         score({}, {1: ["a dog"]})
-    with pytest.raises(EvcapError, match="2 predictions have no reference caption, the first is for picture 2"):
+    with pytest.raises(EvcapError, match="2 predictions have no reference caption, the first is for image 2"):
         cider({1: "a", 2: "b", 3: "c"}, {1: ["a"], 2: []})
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EvcapError, match="scoring needs Java"):
@@ -225,7 +225,7 @@ def test_spice_that_fails_in_java(corenlp, without_meteor):
 
 
 def test_domains_are_sets_of_their_own(without_meteor):
-    """As pycocoevalcap scores the pictures of each domain alone, with document frequencies of those."""
+    """As pycocoevalcap scores the images of each domain alone, with document frequencies of those."""
     domains = {5: "in-domain", 12: "in-domain", 9: "out-domain", 1: "out-domain"}
     by_domain = score_domains(PREDICTIONS, REFERENCES, domains)
     assert list(by_domain) == ["in-domain", "out-domain"]
@@ -239,7 +239,7 @@ def test_domains_are_sets_of_their_own(without_meteor):
 
 
 def test_domains_by_hand(without_meteor):
-    """As in test_cider_by_hand, but a picture alone in its domain scores 0: every document of it has the picture's words."""
+    """As in test_cider_by_hand, but an image alone in its domain scores 0: every document of it has the image's words."""
     predictions = {8: "red dog", 4: "blue boat", 2: "red dog"}
     references = {8: ["red cat"], 4: ["blue boat"], 2: ["red cat"]}
     by_domain = score_domains(predictions, references, {8: "near-domain", 4: "near-domain", 2: "in-domain"})

@@ -27,7 +27,7 @@ def test_recall_box_by_box(k, boxes, targets, largest):
 def test_examples():
     target = (40, 40, 60, 60)
     assert recall_at(1, [(0, 0, 100, 100)], [target], 0.25 * 200 * 200)
-    assert not recall_at(1, [(0, 0, 100, 101)], [target], 0.25 * 200 * 200)  # more than a quarter of the picture
+    assert not recall_at(1, [(0, 0, 100, 101)], [target], 0.25 * 200 * 200)  # more than a quarter of the image
     assert not recall_at(1, [(0, 0, 50, 100)], [target], math.inf)  # the centre lies on its open side
     assert recall_at(2, [(0, 0, 9, 9), (50, 50, 60, 60)], target, math.inf) == 1  # a single target as it is
     assert recall_at(5, [(45, 45, 55, 55)] * 5, [target, (0, 0, 9, 9)], math.inf) == 0.5  # one target, found five times

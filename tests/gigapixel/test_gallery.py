@@ -86,7 +86,7 @@ def test_similarity_is_the_mahalanobis_cosine():
 
 
 def test_similarity_sees_past_what_differs_within_labels():
-    """Two labels apart in the second of two directions; within them pictures differ more in the first."""
+    """Two labels apart in the second of two directions; within them images differ more in the first."""
     rng = np.random.default_rng(2)
     kinds = np.repeat([0.1, -0.1], 50)
     keys = np.stack([rng.normal(0, 0.6, 100), kinds + rng.normal(0, 0.03, 100), np.full(100, 1.0)], axis=1).astype(np.float32)
@@ -143,7 +143,7 @@ def test_cluster_is_the_largest_that_chains_of_neighbours_make(angles):
 
 
 def test_bad_input_is_one_line():
-    with pytest.raises(EvcapError, match="holds no pictures"):
+    with pytest.raises(EvcapError, match="holds no images"):
         Gallery(VisualNameMemory.empty(8, "any"))
     with pytest.raises(EvcapError, match="known: mean, cluster, rerank"):
         gallery(["a"]).reduce(0, "median")

@@ -1,4 +1,4 @@
-"""Retrieval over tiles: scores in closed form, the release's rule on small tables, places on a picture of plain colours."""
+"""Retrieval over tiles: scores in closed form, the release's rule on small tables, places on an image of plain colours."""
 
 import math
 
@@ -42,14 +42,14 @@ def colour_gallery(*names: str) -> Gallery:
 
 @pytest.fixture
 def painted(tmp_path):
-    """A function: patches {box: colour name} -> the complete index of a grey picture of 400 x 300 with these patches."""
+    """A function: patches {box: colour name} -> the complete index of a grey image of 400 x 300 with these patches."""
 
     def paint(patches: dict[tuple, str]) -> TileIndex:
         pixels = np.full((300, 400, 3), 102, np.uint8)
         for (x1, y1, x2, y2), name in patches.items():
             pixels[y1:y2, x1:x2] = COLOURS[name]
-        Image.fromarray(pixels).save(tmp_path / "picture.png")
-        raster = Raster(tmp_path / "picture.png")
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        raster = Raster(tmp_path / "image.png")
         plan = make_plan("pyramid", 400, 300, side=32)
         index = TileIndex.open(tmp_path / "index", raster, plan, "colours", ColourTower.shape)
         index.fill(ColourTower(), quiet=True)

@@ -59,7 +59,7 @@ def test_a_named_file_is_kept_whatever_it_is(tree):
     assert found("t/missing.jpg", "t/none", "t/b.jpg") == ["t/missing.jpg", "t/none", "t/b.jpg"]
 
 
-@pytest.mark.parametrize("path, words", [("t/none", "no pictures in t/none"), ("t/x*", "no file"), ("t/x", "no file")])
+@pytest.mark.parametrize("path, words", [("t/none", "no images in t/none"), ("t/x*", "no file"), ("t/x", "no file")])
 def test_nothing_at_all_is_an_error(tree, path, words):
     with pytest.raises(EvcapError, match=words) as caught:
         find_images([path])
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_told_in_one_line(tree, monkeypatch):
     files = find_images(["t"], report=told.append)
     assert [file.as_posix() for file in files] == ["t/[1].jpg", "t/a.PNG", "t/b.jpg", "t/sub/c.webp", "t/sub/deep/e.jpeg"]
     assert told == [
-        "left out: pictures of kinds that are not read here (2 .heic, 1 .jxl, 1 .nef) and 2 linked folders (name what is to be "
+        "left out: images of kinds that are not read here (2 .heic, 1 .jxl, 1 .nef) and 2 linked folders (name what is to be "
         "followed); HEIC is read with pip install 'evcap[heic]'"
     ]
     assert find_images(["t/link"], report=told.append) == [Path("t/link/c.webp"), Path("t/link/deep/e.jpeg")], "a named link"
@@ -95,7 +95,7 @@ def test_the_commands_tell_what_is_left_out(tree, fake):
     (tree / "scan.jxl").touch()
     Image.new("RGB", (9, 9)).save(tree / "a.PNG")
     for command in (["caption"], ["names"]):
-        assert "evcap: left out: pictures of kinds" in run(*command, "t", code=1).stderr
+        assert "evcap: left out: images of kinds" in run(*command, "t", code=1).stderr
 
 
 def test_folders_of_any_depth(tmp_path, monkeypatch, request):

@@ -41,7 +41,7 @@ def scans_written(data: bytes) -> int:
 def test_scans_are_counted_up_to_the_end_marker(extra):
     plain = progressive(extra)
     assert count_scans(plain) == scans_written(plain) == scans_written(progressive()) + extra
-    disguised = progressive(extra, comment=b"\xff\xda" * 50, tail=plain + b"\xff\xda" * 99)  # as a second picture, a film
+    disguised = progressive(extra, comment=b"\xff\xda" * 50, tail=plain + b"\xff\xda" * 99)  # as a second image, a film
     assert count_scans(disguised) == count_scans(plain)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind against pixels worked out by hand or by numpy, and one clear line for those that are none."""
+"""Images of every kind against pixels worked out by hand or by numpy, and one clear line for those that are none."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ def pixels(path) -> np.ndarray:
 
 
 def photo(height: int = 40, width: int = 60) -> np.ndarray:
-    """A smooth colour picture (height,width,3) uint8 whose four corners differ."""
+    """A smooth colour image (height,width,3) uint8 whose four corners differ."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 2 % 256], axis=-1).astype(np.uint8)
 
@@ -126,7 +126,7 @@ def test_cmyk(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize(
     "orientation, stored",
-    [  # how the camera stored the upright picture, from the EXIF definition of each orientation
+    [  # how the camera stored the upright image, from the EXIF definition of each orientation
         (1, lambda a: a),
         (2, lambda a: a[:, ::-1]),
         (3, lambda a: a[::-1, ::-1]),
@@ -184,9 +184,9 @@ def refusal(path) -> str:
 
 def test_not_a_picture(tmp_path):
     (tmp_path / "p.jpg").write_text("I only pretend")
-    assert "not a picture" in refusal(tmp_path / "p.jpg")
+    assert "not an image" in refusal(tmp_path / "p.jpg")
     (tmp_path / "p.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
-    assert "not a picture" in refusal(tmp_path / "p.eps")
+    assert "not an image" in refusal(tmp_path / "p.eps")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])

@@ -1,4 +1,4 @@
-"""What the captioner takes as pictures: each kind gives the pixels of the file."""
+"""What the captioner takes as images: each kind gives the pixels of the file."""
 
 import io
 from pathlib import Path
@@ -75,8 +75,8 @@ def test_what_is_no_picture_is_one_line(wrong, told):
 
 
 def test_content_that_is_no_picture_names_no_temporary_file(photo):
-    for content in (b"", b"no picture", photo.read_bytes()[:2000]):
-        for given, name in ((content, "the bytes of a picture: "), (io.BytesIO(content), "the content of a file object: ")):
+    for content in (b"", b"no image", photo.read_bytes()[:2000]):
+        for given, name in ((content, "the bytes of an image: "), (io.BytesIO(content), "the content of a file object: ")):
             with pytest.raises(ImageError) as caught:
                 open_picture(given)
             assert str(caught.value).startswith(name) and "/evcap-" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Beam search, against one written without tensors, without a cache, one picture at a time; and against all sequences."""
+"""Beam search, against one written without tensors, without a cache, one image at a time; and against all sequences."""
 
 import dataclasses
 import itertools

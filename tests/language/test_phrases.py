@@ -161,7 +161,7 @@ def test_the_recipe_and_a_preset_that_uses_it(tmp_path):
     config = {"output": str(tmp_path / "assets" / "phrases.safetensors"), "trained": str(world() / "start.safetensors")}
     config |= {"sets": ["squares"], "preset": str(world() / "preset.yaml"), "least": 2}
     (tmp_path / "phrases.yaml").write_text(yaml.safe_dump(config))
-    assert "from 16 pictures" in finish(start("phrases", tmp_path / "phrases.yaml"))
+    assert "from 16 images" in finish(start("phrases", tmp_path / "phrases.yaml"))
 
     preset = yaml.safe_load((world() / "preset.yaml").read_text()) | {"assets": "assets"}
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))

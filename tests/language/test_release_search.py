@@ -1,4 +1,4 @@
-"""The release's rules of beam search, batched and cached, against its own way: one picture, no cache."""
+"""The release's rules of beam search, batched and cached, against its own way: one image, no cache."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ VOCABULARY = 24
     stops=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8, unique=True),
 )
 def test_equals_one_picture_at_a_time_without_a_cache(seed, lengths, beams, max_length, stops):
-    """Whatever the batch holds: shorter prompts, pictures whose search ends early, stops that are token 0."""
+    """Whatever the batch holds: shorter prompts, images whose search ends early, stops that are token 0."""
     llm = tiny_llm(seed, VOCABULARY, spread=0.5)
     prompt = torch.randn(len(lengths), max(lengths), 32)
     mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]

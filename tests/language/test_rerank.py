@@ -81,7 +81,7 @@ def test_all_come_back_and_names_of_the_likeliest_go_first(choice, phrases, scor
 
 
 def test_a_renamed_thing_is_not_renamed_back(choice):
-    """The picture is exactly "A man rides a bike"; the memory calls that thing a dragon."""
+    """The image is exactly "A man rides a bike"; the memory calls that thing a dragon."""
     with torch.no_grad():
         queries = choice._read._project(SentenceEmbedder()(["A man rides a bike"]))[None]
     row = [Hypothesis("A man rides a dragon", -1.0), Hypothesis("A man rides a bike", -1.1)]
@@ -92,7 +92,7 @@ def test_a_renamed_thing_is_not_renamed_back(choice):
 
 
 def test_wording_that_fits_goes_first(phrases):
-    """A picture whose key is the weights of "rides a bike", among captions of other likelihood; without a projection."""
+    """An image whose key is the weights of "rides a bike", among captions of other likelihood; without a projection."""
     choice, queries = BeamChoice(None), phrases._weights[1].expand(1, 3, -1)
     row = [Hypothesis("A man sits", -1.0), Hypothesis("A man rides a bike", -1.1), Hypothesis("Two dogs run", -1.2)]
     wording = DecodingConfig(phrases=10.0)
@@ -134,4 +134,4 @@ def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
         assert said <= said_now
         place = row.captions.index(chosen[i].caption)
         newly_named = len(said_now & set(names[i][:2])) > len(said & set(names[i][:2]))
-        assert newly_named or values[i][place] >= values[i][0] - 1e-5  # else only taken for fitting the picture better
+        assert newly_named or values[i][place] >= values[i][0] - 1e-5  # else only taken for fitting the image better

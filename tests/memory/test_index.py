@@ -53,7 +53,7 @@ def test_what_looks_at_everything_is_exact(kind):
     memory = clustered()
     memory.reindex(kind)
     agree(exhaustive(memory), exact(memory), near(memory, 10, 1))
-    images = [memory.images[0]] * 10  # the entries of a picture's own image are not found, and others take their place
+    images = [memory.images[0]] * 10  # the entries of an image's own image are not found, and others take their place
     queries = np.repeat(memory.keys[None, :1].astype(np.float32), 10, axis=0)
     agree(memory, exact(memory), queries, exclude=images)
     memory.images = ["x.jpg"] * 40 + memory.images[40:]

@@ -29,7 +29,7 @@ def unit(rows) -> np.ndarray:
 
 
 def rule_of_the_release(similarities, entries, names, keep=32, limit=10):
-    """One picture, loops only. similarities, entries: for each query its hits, nearest first."""
+    """One image, loops only. similarities, entries: for each query its hits, nearest first."""
     hits = [
         (similarity, query, entry)
         for query, row in enumerate(similarities)
@@ -136,7 +136,7 @@ def test_small_and_strange_searches():
     best = memory.search(np.eye(4)[None, 2:3], limit=1)
     assert [(hit.name, hit.similarity, hit.query) for hit in best[0]] == [("c", 1.0, 0)]
     for shape, images in (((3, 4), None), ((1, 3, 5), None), ((1, 3, 4), ["a.jpg", "b.jpg"])):
-        with pytest.raises(EvcapError, match=r"queries must be \(B,Q,4\)|exclude names 2 images for 1 pictures"):
+        with pytest.raises(EvcapError, match=r"queries must be \(B,Q,4\)|exclude names 2 images for 1 images"):
             memory.search(np.ones(shape), exclude=images)
 
 
@@ -175,7 +175,7 @@ def test_a_memory_merged_with_itself_stays():
 def test_entries_are_passed_by_as_a_naive_loop_finds_them(dtype):
     """Keys near each other and the same ones, rounded and in another length, of few names; in the memory and in one call."""
     draw = np.random.default_rng(0)
-    near = draw.normal(size=384) + 0.02 * draw.normal(size=(8, 384))  # cosines above 0.999: of different pictures still
+    near = draw.normal(size=384) + 0.02 * draw.normal(size=(8, 384))  # cosines above 0.999: of different images still
     rows = (near / np.linalg.norm(near, axis=1, keepdims=True))[draw.integers(0, 8, 300)]
     names = [f"name {n}" for n in draw.integers(0, 3, 300)]
     given = [rows[:100] * 7, rows[100:200].astype(np.float16), (rows * (1 + 1e-7 * draw.normal(size=rows.shape)))[200:]]

@@ -1,6 +1,6 @@
 """Retrieval for real photos in the shipped memory, against brute force and the release's rule written as loops.
 
-Some keys of that memory are equal, for a picture may hold several names. Which of them comes first is the index's choice; so
+Some keys of that memory are equal, for an image may hold several names. Which of them comes first is the index's choice; so
 its hits are compared with brute force by their similarities, and the rule is then applied to these hits.
 """
 

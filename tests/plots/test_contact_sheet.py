@@ -18,7 +18,7 @@ def scored(path: Path, score: float, **changes) -> Scored:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
-    """Nine pictures, each of one colour, wide and high ones."""
+    """Nine images, each of one colour, wide and high ones."""
     paths = [tmp_path / f"{number}.png" for number in range(9)]
     for number, path in enumerate(paths):
         Image.new("RGB", (80, 30) if number % 2 else (30, 80), (25 * number, 200, 250 - 25 * number)).save(path)
@@ -54,9 +54,9 @@ def test_bands_of_the_contact_sheet(count, columns):
 
 
 def test_shows_the_chosen_pictures(pictures, tmp_path):
-    """One column of nine pictures: of each band the frame and the one picture are there, and no other picture."""
+    """One column of nine images: of each band the frame and the one image are there, and no other image."""
     rows = [scored(path, 100 * number) for number, path in enumerate(pictures)]
-    draw_contact_sheet(rows, tmp_path / "sheet.png", "nine pictures", columns=1)
+    draw_contact_sheet(rows, tmp_path / "sheet.png", "nine images", columns=1)
     sheet = read(tmp_path / "sheet.png")
     assert sheet.shape[1] == 400
     for colour in BANDS.values():
@@ -74,12 +74,12 @@ def test_text_is_drawn_as_it_is(pictures, tmp_path):
 
 
 def test_one_picture_stands_in_every_band(pictures, tmp_path):
-    draw_contact_sheet([scored(pictures[8], 7.0)], tmp_path / "sheet.png", "one picture")
+    draw_contact_sheet([scored(pictures[8], 7.0)], tmp_path / "sheet.png", "one image")
     assert has(read(tmp_path / "sheet.png"), (200, 200, 50))
 
 
 def test_picture_that_does_not_open(pictures, tmp_path):
-    pictures[2].write_text("no picture")
+    pictures[2].write_text("no image")
     with pytest.raises(ImageError, match="2.png"):
         draw_contact_sheet([scored(path, 5.0) for path in pictures[2:3]], tmp_path / "sheet.png", "title")
     assert not (tmp_path / "sheet.png").exists()

@@ -1,4 +1,4 @@
-"""The picture of an answer: what is drawn where, and that odd rasters and texts are drawn at all."""
+"""The image of an answer: what is drawn where, and that odd rasters and texts are drawn at all."""
 
 from pathlib import Path
 

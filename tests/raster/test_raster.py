@@ -31,7 +31,7 @@ LAYOUTS = {
     "planes.tif": TILED | {"interleave": "band", "compress": "lzw"},
     "big.tif": TILED | {"BIGTIFF": "YES"},
     "cog.tif": {"driver": "COG", "compress": "deflate", "blocksize": 128},
-    "picture.png": {"driver": "PNG"},
+    "image.png": {"driver": "PNG"},
     "lossless.jp2": {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO"},
 }
 

@@ -235,7 +235,7 @@ def test_what_is_said_about_a_file(tmp_path, monkeypatch):
         assert "EXIF orientation 6 is not applied: positions are those of the stored pixels" in raster.notes
     pages = [Image.new("RGB", (20, 20)), Image.new("RGB", (30, 30))]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    assert "the first of 2 pictures in the file is read" in Raster(tmp_path / "pages.tif").notes
+    assert "the first of 2 images in the file is read" in Raster(tmp_path / "pages.tif").notes
     monkeypatch.setattr("evcap.raster.remarks.WITHOUT_OVERVIEWS", 8)
     without = "no overviews: a view of the whole reads every pixel; data/make_cog.py makes a copy that is read faster"
     assert without in Raster(write(tmp_path / "a.tif", noise(3, 64, 64), **TILED)).notes

@@ -1,4 +1,4 @@
-"""Rasters as single pictures: what `open_image` gives is what numpy makes of the numbers, and what `evcap ask` sees."""
+"""Rasters as single images: what `open_image` gives is what numpy makes of the numbers, and what `evcap ask` sees."""
 
 import numpy as np
 import pytest

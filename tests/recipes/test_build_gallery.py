@@ -38,10 +38,10 @@ def test_a_gallery_of_folders_and_a_table(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((60, 50), 60 + 40 * number).convert("RGB").save(path)
     (tmp_path / "more.csv").write_text("image,name\nd.png,wind turbine\n")
-    (tmp_path / "photos" / "harbor" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "harbor" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "gallery"
     told = build(tmp_path / "photos", tmp_path / "more.csv", "--output", output, "--preset", preset, code=1)
-    assert "4 pictures of 3 labels" in told
+    assert "4 images of 3 labels" in told
     assert "broken.png" in told
     assert not output.with_name("gallery.part").exists()
     gallery = Gallery(VisualNameMemory.open(output))

@@ -32,7 +32,7 @@ CONFIG = Config(names="names.txt", boxes=["tiny"], captions=["tiny"], scenes=["t
 
 @pytest.fixture
 def data(tmp_path):
-    """Two pictures of 200 x 100 pixels with boxes, captions and, for the second, a scene."""
+    """Two images of 200 x 100 pixels with boxes, captions and, for the second, a scene."""
     folder = tmp_path / "tiny"
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):
@@ -62,7 +62,7 @@ def test_boxes_are_large_enough_and_keep_a_margin_inside_the_picture(data):
     assert first.box == (40, 15, 160, 75)
     assert first.open().size == (120, 60)
     assert second.box == pytest.approx((-4, -7.7, 68, 108.7))
-    assert second.open().size == (68, 100)  # the margin ends at the edges of the picture
+    assert second.open().size == (68, 100)  # the margin ends at the edges of the image
 
 
 def test_captions_must_agree_on_a_name(data):
@@ -117,7 +117,7 @@ def test_choose_draws_at_most_so_many_a_name_and_the_same_again(data):
 
 @pytest.fixture
 def lvis(data):
-    """An LVIS v1 file in data/lvis of twelve pictures in data/coco/train2017: a bow of each sense in all, one boat."""
+    """An LVIS v1 file in data/lvis of twelve images in data/coco/train2017: a bow of each sense in all, one boat."""
     (data / "lvis").mkdir()
     (data / "coco" / "train2017").mkdir(parents=True)
     noise = np.random.default_rng(0)
@@ -187,7 +187,7 @@ def test_command_leaves_out_what_does_not_open(lvis):
         file.write_bytes(file.read_bytes()[:500])
     run = build(lvis, "memory", per_name=12, batch=5)
     assert run.stdout == f"{lvis / 'memory'}: 2 entries, 1 names, from 13 candidates\n" and run.returncode == 1
-    assert run.stderr.startswith("evcap: 11 of 13 pictures failed:\n") and len(run.stderr.splitlines()) == 12
+    assert run.stderr.startswith("evcap: 11 of 13 images failed:\n") and len(run.stderr.splitlines()) == 12
     memory = VisualNameMemory.open(lvis / "memory")
     assert (memory.names, memory.images) == (["bow"] * 2, ["000000000000.jpg", "000000000010.jpg"])
     assert memory.sources == ["lvis_v1_train"] * 2 and not (lvis / "memory.part").exists()

@@ -1,4 +1,4 @@
-"""data/convert.py on files in the layouts that the benchmarks come in, at their real numbers of pictures (empty files)."""
+"""data/convert.py on files in the layouts that the benchmarks come in, at their real numbers of images (empty files)."""
 
 import csv
 import hashlib
@@ -59,13 +59,13 @@ def edit(path: Path, change) -> None:
 
 
 def captions_of(path: Path) -> dict[int, list[str]]:
-    """{picture id: captions} as pycocotools reads a converted file."""
+    """{image id: captions} as pycocotools reads a converted file."""
     coco = COCO(path)
     return {key: [row["caption"] for row in coco.imgToAnns[key]] for key in coco.getImgIds()}
 
 
 def karpathy_flickr30k(source: Path) -> dict:
-    """dataset_flickr30k.json with val and test whole and little of train, and all these pictures."""
+    """dataset_flickr30k.json with val and test whole and little of train, and all these images."""
     splits = ["val"] * 1014 + ["train"] * 7 + ["test"] * 1000
     images = []
     for number, split in enumerate(splits):
@@ -83,7 +83,7 @@ def test_flickr30k(source):
     """Both files it comes in give the same; a split that is not whole keeps no other back."""
     images = karpathy_flickr30k(source)["images"]
     output = run("flickr30k", source, code=1)
-    assert "flickr30k train: " in output and "train has 7 pictures, expected 29,000" in output
+    assert "flickr30k train: " in output and "train has 7 images, expected 29,000" in output
     data = source.parent / "data/flickr30k"
     assert sorted(os.listdir(data)) == ["captions_test.json", "captions_val.json", "images"]
     records = read_coco_captions(data / "captions_test.json", data / "images")
@@ -107,7 +107,7 @@ def test_flickr30k(source):
 
 
 def test_coco_karpathy(source):
-    """The 5,000 test pictures lie in val2014; the real program, asked for these only."""
+    """The 5,000 test images lie in val2014; the real program, asked for these only."""
     images = []
     for number in range(5000):
         name = f"COCO_val2014_{number + 42:012}.jpg"
@@ -124,7 +124,7 @@ def test_coco_karpathy(source):
     result = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, env=variables)
     assert (result.returncode, result.stderr) == (0, "")
     path = data / "coco-karpathy/captions_test.json"
-    assert result.stdout == f"{path}: 5,000 pictures, 25,010 captions\n"
+    assert result.stdout == f"{path}: 5,000 images, 25,010 captions\n"
     assert captions_of(path) == {i["cocoid"]: [s["raw"] for s in i["sentences"]] for i in images[:-1]}
     file = json.loads(path.read_text())["images"][0]["file_name"]
     assert file == "val2014/COCO_val2014_000000000042.jpg" and (data / "coco-karpathy/images" / file).exists()
@@ -132,7 +132,7 @@ def test_coco_karpathy(source):
 
 @pytest.fixture
 def nocaps(source) -> Path:
-    """The two files that NoCaps publishes, with their pictures."""
+    """The two files that NoCaps publishes, with their images."""
     images, annotations = [], []
     for number in range(4500):
         domain = ["in-domain", "near-domain", "near-domain", "near-domain", "out-domain"][number % 5]
@@ -152,8 +152,8 @@ def nocaps(source) -> Path:
 
 def test_nocaps(nocaps):
     output = run("nocaps", nocaps)
-    assert "4,500 pictures, 45,000 captions, 900 in-domain, 2,700 near-domain, 900 out-domain" in output
-    assert "10,600 pictures, 0 captions" in output
+    assert "4,500 images, 45,000 captions, 900 in-domain, 2,700 near-domain, 900 out-domain" in output
+    assert "10,600 images, 0 captions" in output
     data = nocaps.parent / "data/nocaps"
     original = COCO(nocaps / "nocaps_val_4500_captions.json")
     assert captions_of(data / "captions_val.json") == {
@@ -162,7 +162,7 @@ def test_nocaps(nocaps):
     records = read_coco_captions(data / "captions_val.json", data / "images")
     assert [r.domain for r in records] == [image["domain"] for image in original.dataset["images"]]
     assert len(read_coco_captions(data / "captions_test.json", data / "images", captioned=False)) == 10600
-    with pytest.raises(EvcapError, match="10600 pictures have no caption"):
+    with pytest.raises(EvcapError, match="10600 images have no caption"):
         read_coco_captions(data / "captions_test.json", data / "images")
 
 
@@ -173,15 +173,13 @@ def test_what_is_wrong_with_nocaps(nocaps):
     assert "1 image ids of val stand more than once, the first is 7" in one_line("nocaps", nocaps, "--split", "val")
     path.write_text(sound)
     edit(path, lambda data: data["images"].pop())
-    assert "val has 4,499 pictures, expected 4,500" in one_line("nocaps", nocaps, "--split", "val")
+    assert "val has 4,499 images, expected 4,500" in one_line("nocaps", nocaps, "--split", "val")
     path.write_text(sound)
     edit(path, lambda data: data["annotations"].pop())
     assert "val has 44,999 captions, expected at least 45,000" in one_line("nocaps", nocaps, "--split", "val")
     path.write_text(sound)
     edit(path, lambda data: [row.update(image_id=1) for row in data["annotations"][:10]])
-    assert "1 pictures of val have no caption, the first is 0000000000000000.jpg" in one_line(
-        "nocaps", nocaps, "--split", "val"
-    )
+    assert "1 images of val have no caption, the first is 0000000000000000.jpg" in one_line("nocaps", nocaps, "--split", "val")
     path.write_text(sound)
     edit(path, lambda data: data["images"][2].pop("domain"))
     assert "images[2] has no 'domain'" in one_line("nocaps", nocaps, "--split", "val")
@@ -198,7 +196,7 @@ def test_where_pictures_may_lie(nocaps):
     before = (data / "captions_val.json").read_text()
     (nocaps / "val/0000000000000005.jpg").unlink()
     (nocaps / "val/0000000000000009.jpg").unlink()
-    assert "2 pictures are missing below" in (said := one_line("nocaps", nocaps, "--split", "val"))
+    assert "2 images are missing below" in (said := one_line("nocaps", nocaps, "--split", "val"))
     assert said.endswith("the first is 0000000000000005.jpg\n") and (data / "captions_val.json").read_text() == before
     elsewhere = nocaps.parent / "elsewhere"
     (nocaps / "val").rename(elsewhere)
@@ -221,7 +219,7 @@ def test_where_pictures_may_lie(nocaps):
 
 
 def whoops_rows() -> list[dict[str, str]]:
-    words = ['An odd, "quoted" picture', "Ein Bär", "two\nlines", "four", "five"]
+    words = ['An odd, "quoted" image', "Ein Bär", "two\nlines", "four", "five"]
     return [
         {
             "image_id": hashlib.md5(str(n).encode()).hexdigest(),
@@ -248,7 +246,7 @@ def test_whoops(source, layout):
     if layout == "test/metadata.csv":
         rows = [{"file_name": f"{row['image_id']}.png"} | row for row in rows]
     write_table(source / layout, rows)
-    assert "500 pictures, 2,500 captions" in run("whoops", source)
+    assert "500 images, 2,500 captions" in run("whoops", source)
     data = source.parent / "data/whoops"
     records = read_coco_captions(data / "captions_test.json", data / "images")
     assert [r.path.stem for r in records] == [row["image_id"] for row in rows]

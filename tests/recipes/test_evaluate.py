@@ -31,7 +31,7 @@ app.command()(command(evaluate.main))
 
 
 class FakeCaptioner:
-    """Captions "picture NUMBER"; is interrupted after `stop_after` pictures. Calls stand in `asked`."""
+    """Captions "image NUMBER"; is interrupted after `stop_after` images. Calls stand in `asked`."""
 
     def __init__(self, stop_after: int = PICTURES):
         keys = np.eye(4, dtype=np.float32)
@@ -42,18 +42,18 @@ class FakeCaptioner:
         self.asked += [path.stem for path in images]
         if len(self.asked) > self.stop_after:
             raise KeyboardInterrupt
-        return [Caption(f"picture {p.stem}", [f"picture {p.stem}"], [RetrievedName("dog", 0.5, 3)]) for p in images]
+        return [Caption(f"image {p.stem}", [f"image {p.stem}"], [RetrievedName("dog", 0.5, 3)]) for p in images]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A set of 13 pictures 0.png ... with ids 100 ..., which becomes the current folder."""
+    """A set of 13 images 0.png ... with ids 100 ..., which becomes the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for number in range(PICTURES):
         Image.new("RGB", (30 + number, 20), (10 * number, 90, 90)).save(tmp_path / "images" / f"{number}.png")
     images = [{"id": 100 + n, "file_name": f"{n}.png"} for n in range(PICTURES)]
-    captions = [{"image_id": 100 + n, "caption": f"picture {n} of colour"} for n in range(PICTURES)]
+    captions = [{"image_id": 100 + n, "caption": f"image {n} of colour"} for n in range(PICTURES)]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
     return tmp_path
 
@@ -74,10 +74,10 @@ def run(monkeypatch, captioner: FakeCaptioner | None = None, code: int = 0, load
 def test_what_it_writes(folder, monkeypatch):
     output = run(monkeypatch, FakeCaptioner()).output
     predictions = json.loads((folder / "out/predictions.json").read_text())
-    assert predictions == [{"image_id": 100 + n, "caption": f"picture {n}"} for n in range(PICTURES)]
+    assert predictions == [{"image_id": 100 + n, "caption": f"image {n}"} for n in range(PICTURES)]
     metrics = json.loads((folder / "out/metrics.json").read_text())
-    assert metrics["pictures"] == PICTURES and metrics["config"]["beams"] == 5
-    references = {100 + n: [f"picture {n} of colour"] for n in range(PICTURES)}
+    assert metrics["images"] == PICTURES and metrics["config"]["beams"] == 5
+    references = {100 + n: [f"image {n} of colour"] for n in range(PICTURES)}
     expected = score({row["image_id"]: row["caption"] for row in predictions}, references)
     assert metrics["scores"] == pytest.approx(expected) and expected["METEOR"] == 50 and expected["CIDEr"] > 0
     assert metrics["versions"]["evcap"] == evcap.__version__ and len(metrics["fingerprints"]["trained.safetensors"]) == 16
@@ -175,7 +175,7 @@ def test_spice_models_that_are_not_there(folder, monkeypatch):
 
 
 def with_domains(folder: Path) -> dict[int, str]:
-    """Give the pictures of the set domains, and return them by id."""
+    """Give the images of the set domains, and return them by id."""
     content = json.loads((folder / "set.json").read_text())
     for image in content["images"]:
         image["domain"] = ["in-domain", "near-domain", "out-domain"][image["id"] % 3]
@@ -187,8 +187,8 @@ def test_scores_of_domains(folder, monkeypatch):
     domains = with_domains(folder)
     output = run(monkeypatch, FakeCaptioner(), benchmark="nocaps-val").output
     metrics = json.loads((folder / "out/metrics.json").read_text())
-    references = {key: [f"picture {key - 100} of colour"] for key in domains}
-    predictions = {key: f"picture {key - 100}" for key in domains}
+    references = {key: [f"image {key - 100} of colour"] for key in domains}
+    predictions = {key: f"image {key - 100}" for key in domains}
     assert metrics["scores"] == pytest.approx(score(predictions, references))
     assert list(metrics["domains"]) == ["in-domain", "near-domain", "out-domain"]
     for domain, scores in metrics["domains"].items():
@@ -205,10 +205,10 @@ def test_set_without_references(folder, monkeypatch):
     content = json.loads((folder / "set.json").read_text())
     del content["annotations"][0]
     (folder / "set.json").write_text(json.dumps(content))
-    assert "1 pictures have no caption" in run(monkeypatch, FakeCaptioner(), code=1).output
+    assert "1 images have no caption" in run(monkeypatch, FakeCaptioner(), code=1).output
     assert "EvalAI" in run(monkeypatch, FakeCaptioner(), scored=False).output
     predictions = json.loads((folder / "out/predictions.json").read_text())
-    assert predictions == [{"image_id": 100 + n, "caption": f"picture {n}"} for n in range(PICTURES)]
+    assert predictions == [{"image_id": 100 + n, "caption": f"image {n}"} for n in range(PICTURES)]
     assert not (folder / "out/metrics.json").exists() and not (folder / "out/results.md").exists()
 
 
@@ -219,14 +219,14 @@ def test_captions_end_before_a_text(folder, monkeypatch):
 
 
 def test_names_said_and_held_out(folder, monkeypatch):
-    """The fake memory knows dog, car and tree and finds "dog"; captions are "picture 0" ..."""
+    """The fake memory knows dog, car and tree and finds "dog"; captions are "image 0" ..."""
     captioner = FakeCaptioner()
-    captioner.memory.rename("dog", "picture")
+    captioner.memory.rename("dog", "image")
     monkeypatch.setattr(
         captioner,
         "caption",
         lambda images, **settings: [
-            Caption(f"a picture {p.stem}", [], [RetrievedName(("car", "picture")[int(p.stem) < 5], 0.5, 3)]) for p in images
+            Caption(f"an image {p.stem}", [], [RetrievedName(("car", "image")[int(p.stem) < 5], 0.5, 3)]) for p in images
         ],
     )
     (folder / "train.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "two cars"}]}))
@@ -234,7 +234,7 @@ def test_names_said_and_held_out(folder, monkeypatch):
     naming = json.loads((folder / "out/metrics.json").read_text())["naming"]
     assert naming["captions_naming_a_retrieved_object"] == pytest.approx(100 * 5 / 13)
     assert naming["different_names_said"] == 1 and naming["object_f1"] == {"f1": 100, "names": 1}
-    assert naming["held_out"]["each"] == {"picture": {"f1": 100, "hits": 13, "said": 13, "in_references": 13}}
+    assert naming["held_out"]["each"] == {"image": {"f1": 100, "hits": 13, "said": 13, "in_references": 13}}
 
 
 def test_other_preset_goes_to_a_folder_of_its_own(folder, monkeypatch):

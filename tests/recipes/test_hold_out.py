@@ -27,7 +27,7 @@ def records(folder, split):
 
 def test_pictures_are_in_one_split_and_none_of_the_val_split_is_there(tmp_path):
     data = make_data(tmp_path / "data", tiles=5)
-    assert "42 of 105 train pictures of ucm held out" in run(tmp_path / "held", "--data", data, "--share", 0.4)
+    assert "42 of 105 train images of ucm held out" in run(tmp_path / "held", "--data", data, "--share", 0.4)
     train, val = (records(tmp_path / "held", split) for split in ("train", "val"))
     assert set(Counter(r.scene for r in val).values()) == {2}
     found = {r.path.name: r.captions for r in train + val}

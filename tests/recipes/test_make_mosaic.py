@@ -1,4 +1,4 @@
-"""data/make_mosaic.py: its rasters against pictures painted here on whole arrays."""
+"""data/make_mosaic.py: its rasters against images painted here on whole arrays."""
 
 import json
 import os
@@ -175,13 +175,13 @@ for size in ("4000", "12000"):
 
 
 def test_failure_leaves_the_older_file(data, tmp_path):
-    """A picture that is damaged after the scene was planned."""
+    """An image that is damaged after the scene was planned."""
     run(tmp_path, "--data", data, "--size", 1100, "--scenes", 1, "--planted", 2)
     before = (tmp_path / "val-0.tif").read_bytes()
     copy = make_data(tmp_path / "copy")
     for picture in (copy / "ucm" / "images").glob("*-train-*.png"):
-        picture.write_bytes(b"no picture")
-    assert "not a picture" in run(tmp_path, "--data", copy, "--size", 1100, "--scenes", 1, "--planted", 2, code=1)
+        picture.write_bytes(b"no image")
+    assert "not an image" in run(tmp_path, "--data", copy, "--size", 1100, "--scenes", 1, "--planted", 2, code=1)
     assert (tmp_path / "val-0.tif").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "val-0.json", "val-0.tif"]
 
@@ -215,7 +215,7 @@ def test_bad_input_is_named(data, tmp_path):
     assert "c.png is smaller than a tile of 256 pixels" in run(tmp_path, "--data", copy, code=1)
     for photo in (copy / "drone").iterdir():
         photo.unlink()
-    assert "no pictures in" in run(tmp_path, "--data", copy, code=1)
+    assert "no images in" in run(tmp_path, "--data", copy, code=1)
     captions = copy / "ucm" / "captions_train.json"
     captions.write_text(captions.read_text().replace('"beach"', '"desert"'))
     assert "has the scene 'desert'" in run(tmp_path, "--data", copy, code=1)

@@ -27,7 +27,7 @@ app.command()(command(memory_matters.main))
 
 
 class FakeCaptioner:
-    """Picture n looks like key n of dog, dog, car, tree, man, kite; the captioner says the best name that it finds.
+    """Image n looks like key n of dog, dog, car, tree, man, kite; the captioner says the best name that it finds.
 
     But it never hears of trees: it says "a boat" for one; and a man is "a man with kites", whatever the memory says.
     """
@@ -68,7 +68,7 @@ def test_rename_test_counts():
     assert [results["dog"][k] for k in counts] == [2, 2, 2, 0, 0, 2, 0]
     assert [results["kite"][k] for k in counts] == [2, 1, 1, 0, 1, 1, 0]  # where it was not retrieved it stays
     assert [results["man"][k] for k in counts] == [1, 1, 0, 0, 1, 0, 1]
-    assert "true" not in json.dumps(results) and "false" not in json.dumps(results)  # counts, also of one picture
+    assert "true" not in json.dumps(results) and "false" not in json.dumps(results)  # counts, also of one image
     assert results["dog"]["example"] == {"before": "Two dogs", "after": "Two wolves"}
     assert results["kite"]["new"] == "zeppelin"
     assert passed_over == {"car": "has no substitute in the config"}  # said as often as man, and first

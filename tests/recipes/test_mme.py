@@ -34,7 +34,7 @@ REPLIES = [
     ("Answer: E", "E", "E"),
     ("I think (B) or (D)", "B", "B"),
     # the faults of the reference
-    ("Based on the picture, it is C", "C", "B"),
+    ("Based on the image, it is C", "C", "B"),
     ("A roof is in the corner: (D)", "D", "A"),
     ("Best answer: C", "C", "B"),
     ("Best option: C", "C", "B"),

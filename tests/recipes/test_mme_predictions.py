@@ -1,4 +1,4 @@
-"""eval/mme_predictions.py through its entry point with the shipped model: two pictures, a missing and a damaged one."""
+"""eval/mme_predictions.py through its entry point with the shipped model: two images, a missing and a damaged one."""
 
 import json
 
@@ -17,10 +17,10 @@ from evcap.gigapixel.ask.answer import Analyst
 
 SIZE = (288, 288)  # one tile
 CONFIG = {"questions": "q.json", "images": "images", "output": "out"}
-# id, picture, question
+# id, image, question
 ASKED = [
     ("1", "sub/one.png", "What color is the bus?"),
-    ("2", "two.jpg", "How many people are in the picture?"),
+    ("2", "two.jpg", "How many people are in the image?"),
     ("3", "none.png", "What color is the boat?"),
     ("4", "sub/one.png", "What color is it?"),  # names nothing
     ("5", "cut.png", "What color is the roof?"),
@@ -76,11 +76,11 @@ def lines_of(folder):
 
 def test_every_readable_picture_is_answered(first, data):
     folder, said = first
-    assert said.splitlines()[0] == "evcap: 2 of 4 pictures failed:" and len(said.splitlines()) == 3
+    assert said.splitlines()[0] == "evcap: 2 of 4 images failed:" and len(said.splitlines()) == 3
     assert "none.png: there is no such file" in said and "cut.png: cut short" in said
     questions = {question.id: question for question in read_questions(data / "q.json")}
     found = read_predictions(folder / "out" / "predictions.jsonl", list(questions.values()))
-    assert list(found) == ["1", "4", "2", "6"]  # a picture's questions together
+    assert list(found) == ["1", "4", "2", "6"]  # an image's questions together
     for key, prediction in found.items():
         letter = read_reply(prediction.output, questions[key].choices)
         assert prediction.output == f"({letter}) {questions[key].choices[letter]}"

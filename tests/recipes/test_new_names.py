@@ -1,4 +1,4 @@
-"""eval/new_names.py: F1 by hand, which pictures become entries, and the whole test around a captioner that only finds."""
+"""eval/new_names.py: F1 by hand, which images become entries, and the whole test around a captioner that only finds."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_entries_are_pictures_whose_captions_agree():
 
 
 class FakeCaptioner:
-    """A picture of shade n looks like axis n; the captioner says the best name that the memory gives it."""
+    """An image of shade n looks like axis n; the captioner says the best name that the memory gives it."""
 
     encoder_fingerprint = "fake"
 
@@ -99,7 +99,7 @@ def test_whole_experiment(folder):
     result = run()
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "o/r.json").read_text())
-    assert (report["pictures"], report["entries_added"]) == (6, 3)
+    assert (report["images"], report["entries_added"]) == (6, 3)
     assert report["before"]["mean_f1"] == 0 and report["after"]["mean_f1"] == 100
     assert report["before"]["names"]["kite"] == {"f1": 0, "hits": 0, "said": 0, "in_references": 2}
     assert report["after"]["names"]["kite"] == {"f1": 100, "hits": 2, "said": 2, "in_references": 2}

@@ -32,7 +32,7 @@ def diffusion() -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """names.txt, and two pictures of a paper kite, one of a boat, and of teapots a file that is none."""
+    """names.txt, and two images of a paper kite, one of a boat, and of teapots a file that is none."""
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     for number, name in enumerate(["Paper_Kite", "Paper_Kite", "boat"]):
         path = tmp_path / "photos" / name / f"{number}.png"
@@ -70,12 +70,12 @@ def drawings(folder: Path) -> dict[str, bytes]:
 
 
 def encoded(folder: Path) -> int:
-    """Pictures whose keys are on disk, before there is a memory."""
+    """Images whose keys are on disk, before there is a memory."""
     return sum(int(np.fromfile(path, np.uint8).sum()) for path in (folder / "memory.work" / "keys").glob("*.rows"))
 
 
 def untouched(folder: Path, target: Path) -> Path:
-    """A folder with the same names and pictures, for a run that nobody kills."""
+    """A folder with the same names and images, for a run that nobody kills."""
     shutil.copytree(folder / "photos", target / "photos")
     shutil.copy(folder / "names.txt", target)
     return target
@@ -173,10 +173,10 @@ def test_keys_hardly_change_with_the_batch_sizes(folder, tmp_path):
 
 def test_a_damaged_picture_is_reported_and_the_rest_is_done(folder):
     (folder / "photos" / "teapot").mkdir()
-    (folder / "photos" / "teapot" / "1.png").write_text("no picture")
+    (folder / "photos" / "teapot" / "1.png").write_text("no image")
     result = run(folder, code=1)
     assert "3 entries of 2 names" in result.stdout and "nothing for 3 names: teapot" in result.stdout
-    assert result.stderr.startswith("evcap: 1 of 3 pictures failed:\n") and "teapot/1.png: not a picture" in result.stderr
+    assert result.stderr.startswith("evcap: 1 of 3 images failed:\n") and "teapot/1.png: not an image" in result.stderr
 
 
 def test_a_quiet_run_builds_its_index_quietly(folder, monkeypatch):
@@ -194,7 +194,7 @@ def test_bad_calls_get_one_clear_line(folder):
     with pytest.raises(EvcapError, match="the shipped memory is only read"):
         rebuild.main(folder / "names.txt", output=shipped_memory())
     (folder / "names.txt").write_text("qbuzz\n")
-    with pytest.raises(EvcapError, match="there is nothing for qbuzz: give pictures"):
+    with pytest.raises(EvcapError, match="there is nothing for qbuzz: give images"):
         run(folder)
     with pytest.raises(EvcapError, match="made by another encoder|was made by encoder"):
         run(folder, "--reuse", shipped_memory())

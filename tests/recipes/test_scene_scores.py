@@ -1,5 +1,5 @@
 """eval/calibrate_scenes.py and eval/scenes.py through their entry points, on scenes of plain colours, one a class, with an
-encoder that sees which share of a picture each colour has: what it is asked about it can find."""
+encoder that sees which share of an image each colour has: what it is asked about it can find."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def runner(main):
 
 
 class ShareTower:
-    """Sees the share of each class's colour in a picture, and reads the names of the classes."""
+    """Sees the share of each class's colour in an image, and reads the names of the classes."""
 
     shape, image_size, encoder_fingerprint = (1, len(NAMES)), 288, "shares"
 
@@ -60,7 +60,7 @@ class ShareTower:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two scenes of 3,001 pixels with 8 planted tiles each, whose pictures have the red of their class."""
+    """Two scenes of 3,001 pixels with 8 planted tiles each, whose images have the red of their class."""
     folder = make_data(tmp_path_factory.mktemp("data"), tiles=6)
     for path in [*(folder / "ucm" / "images").iterdir(), *(folder / "drone").iterdir()]:
         label = path.name.split("-")[0]
@@ -98,7 +98,7 @@ def chosen(data, config):
 
 
 def test_thresholds_are_what_is_scored_where_nothing_is(chosen):
-    """This encoder sees nothing alike everywhere: all cosines are 0, of the words and of the pictures."""
+    """This encoder sees nothing alike everywhere: all cosines are 0, of the words and of the images."""
     rule, told = chosen
     assert "2 scenes, 8 phrases" in told
     bare = "\n".join(line for line in preset_path("embedded").read_text().splitlines() if "retrieval:" not in line)
@@ -127,7 +127,7 @@ def test_an_encoder_that_sees_finds_all_and_others_do_not(scores):
         assert got["recall@5"] > 85
         assert got["presence"] == 100
     assert told["scores"]["slow path"]["count error"] < 0.5
-    assert told["scores"]["whole picture as one input"]["recall@5"] < 50
+    assert told["scores"]["whole image as one input"]["recall@5"] < 50
     # the plan's tiles are 288 pixels: of (3001 / 216)^2 one or two have the middle of a planted tile of 4
     assert 0 < told["scores"]["chance"]["recall@1"] < 10
 

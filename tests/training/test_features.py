@@ -111,7 +111,7 @@ def test_another_key_is_another_file(tmp_path):
 
 
 class Columns(nn.Module):
-    """Patch tokens (B,4,20) of pixels (B,3,64,64): 4 tokens, each what 20 columns of one row of the picture hold."""
+    """Patch tokens (B,4,20) of pixels (B,3,64,64): 4 tokens, each what 20 columns of one row of the image hold."""
 
     calls = 0
 
@@ -129,7 +129,7 @@ def model() -> EVCap:
 
 @pytest.fixture
 def records(tmp_path, monkeypatch) -> list[CaptionedImage]:
-    """Three pictures in tmp_path, the cache beside them."""
+    """Three images in tmp_path, the cache beside them."""
     monkeypatch.setenv("EVCAP_CACHE", str(tmp_path / "cache"))
     records = []
     for number in range(3):

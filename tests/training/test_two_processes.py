@@ -109,7 +109,7 @@ def test_two_processes_say_what_one_says():
     expected = (one / "predictions.json").read_text()
     assert (two / "predictions.json").read_text() == expected and len(set(expected.split('"caption"'))) > 4
     shards = [(two / name).read_text().splitlines() for name in ("predictions.jsonl", "predictions-1.jsonl")]
-    assert shards[0][0] == shards[1][0] and [len(lines) - 1 for lines in shards] == [9, 7]  # 3 and 3 batches of 16 pictures
+    assert shards[0][0] == shards[1][0] and [len(lines) - 1 for lines in shards] == [9, 7]  # 3 and 3 batches of 16 images
 
     lines = [*shards[0][:5], '{"image_id": 107, "capt']  # the first was killed in its second batch
     (two / "predictions.jsonl").write_text("\n".join(lines))

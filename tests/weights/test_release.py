@@ -58,7 +58,7 @@ def test_a_checkpoint_with_its_fusion_is_the_whole_trained_part(preset, files):
     unread = {n for n in placed.left_out if n.startswith("Qformer_txt.bert.encoder.layer.3.")}
     assert len(unread) == 6 and all("nobody reads" in placed.left_out[n] for n in unread)
 
-    # V, with the names embedded and the fusion's layers written out one picture after the other
+    # V, with the names embedded and the fusion's layers written out one image after the other
     ids, mask = torch.tensor([[3, 9, 4], [7, 1, 0]]), torch.tensor([[True] * 3, [True, True, False]])
     queries = torch.randn(2, 6, 24)
     start = "Qformer_txt.bert.embeddings"

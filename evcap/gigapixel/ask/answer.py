@@ -1,4 +1,4 @@
-"""Captions of, and answers about, pictures that no model takes whole: places are found and described, and what is said of them
+"""Captions of, and answers about, images that no model takes whole: places are found and described, and what is said of them
 answers (ImageRAG, arXiv 2411.07688, with EVCap as the generator)."""
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Answer:
 
 
 class Analyst:
-    """A captioner that finds its way in big pictures.
+    """A captioner that finds its way in big images.
 
-    tower: looks at tiles and reads phrases. galleries: pictures of labels, for phrases that are labels.
+    tower: looks at tiles and reads phrases. galleries: images of labels, for phrases that are labels.
     """
 
     def __init__(self, captioner: Captioner, tower: Tower, galleries: Sequence[Gallery]):
@@ -112,9 +112,9 @@ class Analyst:
         """Answer a question about the raster of an index, which is filled where that looks promising if it is not complete.
 
         The likeliest of its choices, if it has some; of one that names nothing from the overview alone.
-        overview: that of an earlier answer about the same picture, which then is not captioned again. thorough: every place is
+        overview: that of an earlier answer about the same image, which then is not captioned again. thorough: every place is
         captioned, not the best `contexts` alone, from which the language model answers either way.
-        Raises EvcapError for another question that names nothing or was not understood, and when the picture cannot be read.
+        Raises EvcapError for another question that names nothing or was not understood, and when the image cannot be read.
         """
         if not (question.phrases or question.choices):
             raise EvcapError(
@@ -146,7 +146,7 @@ class Analyst:
         return self._answer(index, text, every, evidence, sum(counts) if counting else None)
 
     def caption(self, index: TileIndex, budget: int = BUDGET, quiet: bool = True) -> Answer:
-        """A paragraph: the whole picture first, then what the labels of the galleries find in it, where they find it.
+        """A paragraph: the whole image first, then what the labels of the galleries find in it, where they find it.
 
         There is no question here, so the labels ask: of all places that are sure, one a label, the best that do not overlap.
         That is ours, neither paper has it.
@@ -192,7 +192,7 @@ class Analyst:
 
 
 def _part(raster: Raster, box: Sequence[int], side: int) -> Image.Image:
-    """A box as a picture, its longer side at most `side` pixels."""
+    """A box as an image, its longer side at most `side` pixels."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = min(1.0, side / max(width, height))
     return Image.fromarray(raster.read(box, (max(1, round(width * scale)), max(1, round(height * scale))))[0])
@@ -222,7 +222,7 @@ def _presence(phrases: Sequence[str], found: Sequence[Sequence[Place]], raster: 
 
 
 def _where(phrases: Sequence[str], found: Sequence[Sequence[Place]], raster: Raster) -> str:
-    """What was found in which part of the picture."""
+    """What was found in which part of the image."""
     parts = []
     for phrase, places in zip(phrases, found, strict=True):
         cells = dict.fromkeys(cell_words(place.box, raster.width, raster.height) for place in places)

@@ -1,4 +1,4 @@
-"""Evidence: where in a large picture an answer was looked for, as GeoJSON and as the JSON of `evcap ask --json`."""
+"""Evidence: where in a large image an answer was looked for, as GeoJSON and as the JSON of `evcap ask --json`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DIGITS = 6  # of scores and similarities that are written
 
 @dataclass(frozen=True)
 class Evidence:
-    """A part of the picture that was looked at.
+    """A part of the image that was looked at.
 
     box: x1,y1,x2,y2 in pixels, half-open. score: of the retrieval, larger is better. caption: what was said of it.
-    names: (name, cosine similarity) from the memory, best first. path: what found it; "overview" is the whole picture.
+    names: (name, cosine similarity) from the memory, best first. path: what found it; "overview" is the whole image.
     phrase: which it was found for, or "".
     """
 

@@ -1,6 +1,6 @@
-"""Galleries: labels with labelled pictures, so that a phrase is looked for by what it looks like (ImageRAG, arXiv 2411.07688).
+"""Galleries: labels with labelled images, so that a phrase is looked for by what it looks like (ImageRAG, arXiv 2411.07688).
 
-A gallery is a visual-name memory, on disk and in use: a label is a name, its pictures are the name's entries.
+A gallery is a visual-name memory, on disk and in use: a label is a name, its images are the name's entries.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SAME = 0.25  # squared distance below which a phrase is a label's name: "airplan
 NEIGHBOURS = 3  # labels that one phrase can mean, as in ImageRAG
 CLUSTER_DISTANCE, CLUSTER_FEWEST = 0.3, 2  # DBSCAN's, on unit vectors, as in ImageRAG
 SHRUNKEN = 0.5  # of the covariance within labels; 0.2 and 0.35 do as well
-RERANKED = 3  # pictures most like the phrase, as in ImageRAG
-SHARED = 0.1  # of a label's pictures: labels that share so many are seen together, and do not exclude each other
+RERANKED = 3  # images most like the phrase, as in ImageRAG
+SHARED = 0.1  # of a label's images: labels that share so many are seen together, and do not exclude each other
 
 
 class Gallery:
@@ -35,7 +35,7 @@ class Gallery:
 
     def __init__(self, memory: VisualNameMemory, delta: float = DELTA):
         if not len(memory):
-            raise EvcapError("the gallery holds no pictures; build one with memory/build_gallery.py")
+            raise EvcapError("the gallery holds no images; build one with memory/build_gallery.py")
         self.memory, self.delta = memory, delta
         places = defaultdict(list)
         for place, name in enumerate(memory.names):
@@ -66,19 +66,19 @@ class Gallery:
         return cached_sentences(self.labels, quiet=True).numpy()
 
     def keys(self, label: str) -> np.ndarray:
-        """(n,D) float32 unit vectors of a label's pictures."""
+        """(n,D) float32 unit vectors of a label's images."""
         return np.asarray(self.memory.keys[self._entries[label]], np.float32)
 
     @cached_property
     def prototypes(self) -> np.ndarray:
-        """(L,D) float32 unit vectors: the mean of each label's pictures."""
+        """(L,D) float32 unit vectors: the mean of each label's images."""
         return _unit(np.stack([self.keys(label).mean(0) for label in self.labels]))
 
     def similarity(self, keys: np.ndarray, stand_ins: np.ndarray) -> np.ndarray:
         """(n,L) float32: how much tiles with these keys (n,D) look like what stands for each label (`stand_ins`): cosines, from
-        the middle of all labels, in the space where the pictures of a label spread alike in all directions (Fisher 1936).
+        the middle of all labels, in the space where the images of a label spread alike in all directions (Fisher 1936).
 
-        Of plain cosines most is light, season and sharpness, in which the pictures of a label differ as well.
+        Of plain cosines most is light, season and sharpness, in which the images of a label differ as well.
         """
         return _product(self._whitened(keys), stand_ins.T)
 
@@ -101,12 +101,12 @@ class Gallery:
     @cached_property
     def _whitening(self) -> np.ndarray:
         """(D,D) float32: inverse root of the covariance within labels, half of it brought to its mean variance, for there are
-        fewer pictures than would tell all of it."""
+        fewer images than would tell all of it."""
         rows = [self.keys(label) for label in self.labels]
         apart = np.concatenate([keys - keys.mean(0) for keys in rows])
         covariance = apart.T @ apart / len(apart)
         variance = np.trace(covariance) / len(covariance)
-        if not variance:  # no label has two pictures
+        if not variance:  # no label has two images
             return np.eye(len(covariance), dtype=np.float32)
         values, vectors = np.linalg.eigh((1 - SHRUNKEN) * covariance + SHRUNKEN * variance * np.eye(len(covariance)))
         return (vectors / np.sqrt(values) @ vectors.T).astype(np.float32)
@@ -136,15 +136,15 @@ class Gallery:
 
     @cached_property
     def _together(self) -> np.ndarray:
-        """(L,L) bool: whether two labels share pictures."""
+        """(L,L) bool: whether two labels share images."""
         pictures = [{self.memory.images[i] for i in self._entries[label]} for label in self.labels]
         shared = np.array([[len(a & b) for b in pictures] for a in pictures])
         counts = np.diag(shared)
         return shared > SHARED * np.minimum(counts[:, None], counts[None, :])
 
     def reduce(self, label: int, how: str, phrase: np.ndarray | None = None) -> np.ndarray:
-        """(D,) float32 unit vector that stands for a label. how: "mean" of its pictures; "cluster": mean of the largest cluster
-        (DBSCAN), of all if there is none; "rerank": mean of the three pictures nearest to `phrase` (D,).
+        """(D,) float32 unit vector that stands for a label. how: "mean" of its images; "cluster": mean of the largest cluster
+        (DBSCAN), of all if there is none; "rerank": mean of the three images nearest to `phrase` (D,).
 
         Raises EvcapError for another word.
         """

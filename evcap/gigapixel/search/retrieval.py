@@ -1,6 +1,6 @@
 """From phrases to places: how well each tile fits, and which tiles are taken.
 
-Facts and first rules: ImageRAG (arXiv 2411.07688). Its fast path compares phrases with tiles, its slow path pictures of the
+Facts and first rules: ImageRAG (arXiv 2411.07688). Its fast path compares phrases with tiles, its slow path images of the
 labels that a phrase can mean. Here one pass over a tile index serves both. Three things are ours: a tile is compared with what
 else it may show (`contrasted`), thresholds grow with the number of tiles, and what looks promising is looked at again.
 """
@@ -41,7 +41,7 @@ Way = Literal["fast", "slow", "both"]  # both: the sum of both scores, or the fa
 
 @dataclass(frozen=True)
 class Place:
-    """A part of the picture found for a phrase. box: x1,y1,x2,y2 in pixels. path: which comparison found it. sure: above the
+    """A part of the image found for a phrase. box: x1,y1,x2,y2 in pixels. path: which comparison found it. sure: above the
     threshold for so many tiles."""
 
     box: tuple[int, int, int, int]
@@ -100,7 +100,7 @@ class Retriever:
         return [self._scores(own[:, place], texts, pictures, vector) for place, vector in enumerate(embedded)]
 
     def _of_labels(self, rows: Sequence[np.ndarray] | TileIndex) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines of tiles with the galleries' labels, and with their pictures, (n,L) float32 both. Those of an index are kept:
+        """Cosines of tiles with the galleries' labels, and with their images, (n,L) float32 both. Those of an index are kept:
         they are the same for the next question."""
         if not isinstance(rows, TileIndex):
             return self._compared(rows)
@@ -119,7 +119,7 @@ class Retriever:
         return every[:, : len(self._labels)], every[:, len(self._labels) :]
 
     def _scores(self, own_text: np.ndarray, texts: np.ndarray, pictures: np.ndarray, phrase: np.ndarray) -> Scores:
-        """own_text (n,): cosines of the phrase; texts, pictures (n,L): of the labels and of their pictures."""
+        """own_text (n,): cosines of the phrase; texts, images (n,L): of the labels and of their images."""
         rivals = [gallery.rivals(phrase) for gallery in self._galleries]
         fast, start = contrasted(own_text, texts[:, np.concatenate([[], *rivals]).astype(bool)]), 0
         for gallery, others in zip(self._galleries, rivals, strict=True):
@@ -139,7 +139,7 @@ class Retriever:
     def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = PLACES) -> list[list[Place]]:
         """Places of each phrase, best first, at most `most`, of which those in front are `sure`, or none of them.
 
-        A place is the best of the windows around a promising tile. Raises EvcapError when the picture cannot be read.
+        A place is the best of the windows around a promising tile. Raises EvcapError when the image cannot be read.
         """
         boxes = index.plan.boxes(index.numbers())
         every = zip(phrases, self.scores(index, phrases), strict=True)
@@ -208,7 +208,7 @@ def _of_each(rows: Sequence[np.ndarray] | TileIndex, width: int, measure: Callab
 
 
 def _windows(box: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(4,4) int64: closer windows left, right, above and below the middle of a box, inside the picture."""
+    """(4,4) int64: closer windows left, right, above and below the middle of a box, inside the image."""
     sides = np.maximum(1, np.rint((box[2:] - box[:2]) * CLOSER)).astype(np.int64)
     steps = AROUND * SHIFT * (box[2:] - box[:2])
     corners = np.rint((box[2:] + box[:2]) / 2 + steps - sides / 2).astype(np.int64)

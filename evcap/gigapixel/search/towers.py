@@ -25,7 +25,7 @@ class Tower(Protocol):
     encoder_fingerprint: str
 
     def query_features(self, images: Sequence[Image.Image], batch_size: int) -> torch.Tensor:
-        """Pictures -> (n,Q,D) float32 on the CPU."""
+        """Images -> (n,Q,D) float32 on the CPU."""
 
     def read(self, phrases: Sequence[str]) -> torch.Tensor:
         """Phrases -> (n,D) float32 unit vectors on the CPU."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MISSING, ENCODED, EMPTY = 0, 1, 2
 SYNC = 1.0  # seconds after which what was encoded is on disk
-MOST_TILES = 5_000_000  # of an index: 120 GB, of a picture 400,000 pixels wide and high
+MOST_TILES = 5_000_000  # of an index: 120 GB, of an image 400,000 pixels wide and high
 BATCH = 16  # tiles that go through the encoder together; 32 need 0.4 GB more with the embedded preset
 
 
@@ -47,7 +47,7 @@ NONE = np.zeros(0, np.int64)
 def encode_tiles(read: Iterable[Tiles], encoder: Tower, batch: int) -> Iterator[Batch]:
     """Numbers (n,) int64 of encoded tiles with their query features (n,Q,W) float16, or numbers (m,) of empty tiles.
 
-    The encoder always gets `batch` pictures, at last some twice: its rounding depends on how many there are. So features do
+    The encoder always gets `batch` images, at last some twice: its rounding depends on how many there are. So features do
     not depend on where a run was interrupted, nor on who encodes which tiles.
     """
 
