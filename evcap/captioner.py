@@ -38,9 +38,10 @@ class Caption:
 
 def encoder_fingerprint(model: QueryEncoder) -> str:
     """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
-    tensors = {k: v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
-    norm = {} if model.patch_norm is None else model.patch_norm.state_dict()
-    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norm.items()})  # "door": what memories were made with
+    norms = {} if model.patch_norm is None else model.patch_norm.state_dict()
+    # the names under which tensors were hashed when the first memories were made
+    tensors = {k.replace("query_norm.", "door."): v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
+    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norms.items()})
     if model.preset.blip2:  # towers differ from file to file; these three tensors, seconds faster than all, tell which it is
         tower = model.backbone.network
         last = tower.encoder.layers[-1].mlp.fc2.weight
@@ -58,8 +59,8 @@ class Captioner:
     def __init__(self, model: QueryEncoder, memory: VisualNameMemory | None = None):
         self.model = model.eval()
         self.preset: Preset = model.preset
-        if self.preset.decoding.likeness and model.text_projection is None:
-            raise EvcapError(f"preset '{self.preset.name}': decoding.likeness needs the text projection, set text_width")
+        if self.preset.decoding.itc_weight and model.text_projection is None:
+            raise EvcapError(f"preset '{self.preset.name}': decoding.itc_weight needs the text projection, set text_width")
         self.encoder_fingerprint = encoder_fingerprint(model)
         if memory is None:
             memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
@@ -91,7 +92,7 @@ class Captioner:
         if merged:
             model.language.merge()
         captioner = cls(model)
-        if settings.decoding.phrases and trained is None:
+        if settings.decoding.phrase_weight and trained is None:
             captioner.phrases = PhraseModel.open(assets / "phrases.safetensors", captioner.encoder_fingerprint)
         if isinstance(memory, VisualNameMemory):
             if memory.encoder != captioner.encoder_fingerprint:
@@ -147,7 +148,7 @@ class Captioner:
         decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
         if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
             raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
-        choosing = bool(decoding.likeness or (decoding.phrases and self.phrases is not None))
+        choosing = bool(decoding.itc_weight or (decoding.phrase_weight and self.phrases is not None))
         found = max(decoding.beams, num_captions) if choosing else num_captions
         results = []
         for start in range(0, len(queries), batch_size):
@@ -177,7 +178,7 @@ class Captioner:
     def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
         """Q (N,32,W) -> names by the preset's retrieval rule."""
         rule = self.preset.memory
-        return self.memory.search(queries, rule.hits, rule.keep, rule.names)
+        return self.memory.search(queries, rule.top_k, rule.sub_top_k, rule.names)
 
     @torch.inference_mode()
     def query_features(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> torch.Tensor:

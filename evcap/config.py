@@ -63,10 +63,11 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Retrieval rule of the EVCap release: each query takes `hits`, the best `keep` of all survive, `names` are used."""
+    """Retrieval rule of the EVCap release: of the `top_k` nearest keys of each query the best `sub_top_k` stay, and of those
+    the first `names` names are used."""
 
-    hits: int = 5
-    keep: int = 32
+    top_k: int = 5
+    sub_top_k: int = 32
     names: int = 10
 
 
@@ -96,8 +97,8 @@ class DecodingConfig:
     max_length: int = 32
     length_penalty: float = 1.0
     # weights in the choice among the beams, beside likelihood
-    likeness: float = 0.0  # of image-text similarity
-    phrases: float = 0.0  # of the phrase model
+    itc_weight: float = 0.0  # of image-text similarity
+    phrase_weight: float = 0.0  # of the phrase model
     search: str = "beam"  # or "release", the rule of the EVCap release (evcap/language/release_search.py)
 
 

@@ -17,9 +17,9 @@ BLIP2_NAMES = {
     "query_feed_forward.up": "intermediate_query.dense",
     "query_feed_forward.down": "output_query.dense",
     "query_feed_forward.norm": "output_query.LayerNorm",
-    "guest_feed_forward.up": "intermediate.dense",
-    "guest_feed_forward.down": "output.dense",
-    "guest_feed_forward.norm": "output.LayerNorm",
+    "text_feed_forward.up": "intermediate.dense",
+    "text_feed_forward.down": "output.dense",
+    "text_feed_forward.norm": "output.LayerNorm",
 }
 
 
@@ -36,8 +36,8 @@ def to_blip2(qformer: QFormer) -> dict[str, torch.Tensor]:
     """State of a transformers Blip2QFormerModel that holds the same tensors."""
     state = {}
     for name, tensor in qformer.state_dict().items():
-        if name.startswith("door."):
-            state[name.replace("door", "layernorm")] = tensor
+        if name.startswith("query_norm."):
+            state[name.replace("query_norm", "layernorm")] = tensor
         elif name.startswith("layers."):
             _, layer, part = name.split(".", 2)
             old = next(k for k in BLIP2_NAMES if part.startswith(k + "."))
@@ -45,22 +45,22 @@ def to_blip2(qformer: QFormer) -> dict[str, torch.Tensor]:
     return state
 
 
-def written_out(qformer: QFormer, context, mask=None, guests=None) -> torch.Tensor:
-    """context (B,P,C), mask (B,P) or None, guests (B,G,W) or None -> (B,queries,W): one image after the other."""
+def written_out(qformer: QFormer, context, mask=None, appended=None) -> torch.Tensor:
+    """context (B,P,C), mask (B,P) or None, appended (B,G,W) or None -> (B,queries,W): one image after the other."""
     count = qformer.queries.shape[1]
     results = []
     for picture in range(len(context)):
         queries = qformer.queries[0]
         seen = context[picture] if mask is None else context[picture][mask[picture]]
-        stream = _norm(qformer.door, queries) if guests is None else torch.cat([queries, guests[picture]])
+        stream = _norm(qformer.query_norm, queries) if appended is None else torch.cat([queries, appended[picture]])
         for number, layer in enumerate(qformer.layers):
             stream = _attend(layer.self_attention, stream, stream)
             head, rest = stream[:count], stream[count:]
             if layer.cross_attention is not None:
                 head = _attend(layer.cross_attention, head, seen)
             head = _feed(layer.query_feed_forward, head)
-            if guests is not None and number < len(qformer.layers) - 1:
-                rest = _feed(layer.guest_feed_forward, rest)
+            if appended is not None and number < len(qformer.layers) - 1:
+                rest = _feed(layer.text_feed_forward, rest)
             stream = torch.cat([head, rest])
         results.append(stream[:count])
     return torch.stack(results)

@@ -78,7 +78,7 @@ class Pretrainer(Learner):
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
             losses = {
                 "contrast": info_nce(nearest_query(queries, texts), count),
-                "word": word_loss(singles, mean, words, targets) + sameness(singles),
+                "word": word_loss(singles, mean, words, targets) + similarity_penalty(singles),
             }
         if captions is not None:
             language = self.model.language
@@ -112,7 +112,7 @@ def word_loss(singles: torch.Tensor, mean: torch.Tensor, words: torch.Tensor, ta
     return total / 2
 
 
-def sameness(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
+def similarity_penalty(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
     """Penalty on queries of one image that all say the same: their mean pairwise cosine above `allowed`."""
     count = singles.shape[1]
     mean = (singles.sum(1).square().sum(-1) - count) / (count * (count - 1))

@@ -17,7 +17,7 @@ LEADING = 2  # retrieved names that a caption should say, best first
 
 
 class BeamChoice:
-    """Orders hypotheses by score + likeness x image-text similarity + phrases x fit of the wording.
+    """Orders hypotheses by score + itc_weight x image-text similarity + phrase_weight x fit of the wording.
 
     Similarity is that of the contrast in pretraining, fit that of the phrase model. The memory decides which names are said,
     the image the rest: an edited memory may say what the image does not show (a bike renamed dragon), so a hypothesis
@@ -50,12 +50,12 @@ class BeamChoice:
         """
         texts = [[h.text for h in row] for row in hypotheses]
         values = [torch.tensor([h.score for h in row]) for row in hypotheses]
-        if decoding.likeness:
+        if decoding.itc_weight:
             similarity = self.similarity(queries, texts)
-            values = [v + decoding.likeness * s for v, s in zip(values, similarity, strict=True)]
-        if decoding.phrases and phrases is not None:
+            values = [v + decoding.itc_weight * s for v, s in zip(values, similarity, strict=True)]
+        if decoding.phrase_weight and phrases is not None:
             fit = phrases(queries, texts)
-            values = [v + decoding.phrases * f for v, f in zip(values, fit, strict=True)]
+            values = [v + decoding.phrase_weight * f for v, f in zip(values, fit, strict=True)]
         ordered = []
         for row, own_values, own_names in zip(hypotheses, values, names, strict=True):
             finder = NameFinder(own_names)

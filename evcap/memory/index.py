@@ -66,10 +66,10 @@ _products = _Shared()
 _reading = threading.Lock()  # of one index at a time: the limits of a file are the process's
 
 
-def exact_search(index, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and entries (n,hits) that an exact index finds, by matrix products from an image's queries on."""
+def exact_search(index, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and entries (n,top_k) that an exact index finds, by matrix products from an image's queries on."""
     with _products:
-        return index.search(queries, hits)
+        return index.search(queries, top_k)
 
 
 def on_gpus(index):
@@ -102,16 +102,16 @@ class ApproximateIndex:
         rows = np.delete(np.arange(self.faiss.ntotal), self.removed)[entries]
         return replace(self, removed=np.union1d(self.removed, rows))
 
-    def search(self, queries: np.ndarray, hits: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities (n,hits) float32 and entries (n,hits) int64 of queries (n,D) float32, best first; -1 = no more found.
+    def search(self, queries: np.ndarray, top_k: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities (n,top_k) float32 and entries (n,top_k) int64 of queries (n,D) float32, best first; -1 = no more found.
 
         keys: the memory's, read only where candidates of compressed codes are compared exactly.
         """
         rerank = self.settings.get("rerank", 1)
-        similarity, row = self.faiss.search(queries, hits * rerank, params=self._parameters())
+        similarity, row = self.faiss.search(queries, top_k * rerank, params=self._parameters())
         known = (row >= 0) & (row < self.faiss.ntotal)  # else none was found, or a damaged file names what never was
         entry = np.where(known, row - np.searchsorted(self.removed, row), -1)
-        return _reranked(queries, entry, hits, keys) if rerank > 1 else (similarity, entry)
+        return _reranked(queries, entry, top_k, keys) if rerank > 1 else (similarity, entry)
 
     def _parameters(self):
         import faiss
@@ -133,14 +133,14 @@ class ApproximateIndex:
         faiss.write_index(self.faiss, faiss.PyCallbackIOWriter(put))
 
 
-def _reranked(queries: np.ndarray, entry: np.ndarray, hits: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best `hits` of each query's candidates by their exact similarity. FAISS's IndexRefine wants all keys once more."""
+def _reranked(queries: np.ndarray, entry: np.ndarray, top_k: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best `top_k` of each query's candidates by their exact similarity. FAISS's IndexRefine wants all keys once more."""
     similarity = np.full(entry.shape, -np.inf, np.float32)
     for start in range(0, len(queries), RERANKED):
         part = slice(start, start + RERANKED)
         near = keys[np.maximum(entry[part], 0)].astype(np.float32)
         similarity[part] = np.where(entry[part] < 0, -np.inf, np.einsum("nd,nkd->nk", queries[part], near))
-    best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, :top_k]
     return np.take_along_axis(similarity, best, 1), np.take_along_axis(entry, best, 1)
 
 

@@ -101,13 +101,13 @@ class VisualNameMemory:
     # -- search
 
     def search(
-        self, queries, hits: int = 5, keep: int = 32, limit: int = 10, exclude: Sequence[str] | None = None
+        self, queries, top_k: int = 5, sub_top_k: int = 32, limit: int = 10, exclude: Sequence[str] | None = None
     ) -> list[list[RetrievedName]]:
         """Names for B images from their query features (B,Q,D), best first.
 
-        The EVCap release's rule: each query takes its `hits` nearest keys; of all hits of an image the `keep` most similar
-        stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the first `limit` returned.
-        exclude: for each image an image whose entries it must not find, so that training images do not find themselves.
+        The EVCap release's rule: each query takes its `top_k` nearest keys; of all hits of an image the `sub_top_k` most
+        similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the first `limit` returned.
+        exclude: for each image one whose entries it must not find, so that training images do not find themselves.
         """
         queries = _array(queries).astype(np.float32, copy=False)
         if queries.ndim != 3 or queries.shape[2] != self.keys.shape[1]:
@@ -116,35 +116,35 @@ class VisualNameMemory:
         if exclude is not None and len(exclude) != batch:
             raise EvcapError(f"exclude names {len(exclude)} images for {batch} images")
         owners = None if exclude is None else self._known_owners()
-        wanted = min(hits + (owners.most(exclude) if owners else 0), len(self))
+        wanted = min(top_k + (owners.most(exclude) if owners else 0), len(self))
         if batch == 0 or wanted == 0:
             return [[] for _ in range(batch)]
         flat = queries.reshape(-1, dim)
         flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         similarity, entry = (found.reshape(batch, count, wanted) for found in self.nearest(flat, wanted))
         if owners:
-            similarity, entry = owners.others(similarity, entry, exclude, hits)
-        return [ranked_names(s, e, self.names, keep, limit) for s, e in zip(similarity, entry, strict=True)]
+            similarity, entry = owners.others(similarity, entry, exclude, top_k)
+        return [ranked_names(s, e, self.names, sub_top_k, limit) for s, e in zip(similarity, entry, strict=True)]
 
     def _known_owners(self) -> Owners:
         if self._owners is None or not self._owners.made_from(self.images):
             self._owners = Owners(self.images)
         return self._owners
 
-    def nearest(self, queries: np.ndarray, hits: int) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities (n,hits) float32 and entries (n,hits) int64 of queries (n,D) float32 of unit length, best first.
+    def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities (n,top_k) float32 and entries (n,top_k) int64 of queries (n,D) float32 of unit length, best first.
 
         Entry -1: an approximate index found no more. Those of a flat memory are exact.
         """
         if self._approximate is None:
-            return exact_search(self.index, queries, hits)
-        similarity, entry = self._approximate.search(queries, hits, self.keys)
+            return exact_search(self.index, queries, top_k)
+        similarity, entry = self._approximate.search(queries, top_k, self.keys)
         if len(self) == self._approximate.entries:
             return similarity, entry
-        added, place = exact_search(self.index, queries, min(hits, self.index.ntotal))
+        added, place = exact_search(self.index, queries, min(top_k, self.index.ntotal))
         place = np.where(place < 0, -1, place + self._approximate.entries)
         similarity, entry = np.concatenate([similarity, added], axis=1), np.concatenate([entry, place], axis=1)
-        best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :top_k]
         return np.take_along_axis(similarity, best, 1), np.take_along_axis(entry, best, 1)
 
     @property

@@ -20,13 +20,15 @@ class RetrievedName:
     query: int
 
 
-def ranked_names(similarity: np.ndarray, entry: np.ndarray, names: Sequence[str], keep: int, limit: int) -> list[RetrievedName]:
+def ranked_names(
+    similarity: np.ndarray, entry: np.ndarray, names: Sequence[str], sub_top_k: int, limit: int
+) -> list[RetrievedName]:
     """Names of one image from the hits (Q,h) of its queries, nearest first, in a memory whose entries bear `names`.
 
-    Of all hits the `keep` most similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the
+    Of all hits the `sub_top_k` most similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the
     first `limit` returned. Entry -1 is no hit.
     """
-    best = np.argsort(-similarity, axis=None, kind="stable")[:keep]
+    best = np.argsort(-similarity, axis=None, kind="stable")[:sub_top_k]
     kept: dict[str, RetrievedName] = {}
     hits = zip(
         (best // similarity.shape[1]).tolist(), similarity.ravel()[best].tolist(), entry.ravel()[best].tolist(), strict=True
@@ -65,14 +67,14 @@ class Owners:
         return int(self._entries[numbers[numbers >= 0]].max(initial=0))
 
     def others(
-        self, similarity: np.ndarray, entry: np.ndarray, images: Sequence[str], hits: int
+        self, similarity: np.ndarray, entry: np.ndarray, images: Sequence[str], top_k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the hits (B,Q,h) of B images the first `hits` of each query that are none of the image's own entries.
+        """Of the hits (B,Q,h) of B images the first `top_k` of each query that are none of the image's own entries.
 
         Where there are fewer, own ones follow with a similarity of -inf.
         """
         own = (self._of_entry[entry] == self._numbers_of(images)[:, None, None]) & (entry >= 0)
-        order = np.argsort(own, axis=2, kind="stable")[..., :hits]
+        order = np.argsort(own, axis=2, kind="stable")[..., :top_k]
         similarity = np.where(own, -np.inf, similarity)
         return np.take_along_axis(similarity, order, 2), np.take_along_axis(entry, order, 2)
 

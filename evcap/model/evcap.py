@@ -18,7 +18,7 @@ from evcap.model.vision import build_backbone
 from evcap.runtime import full_precision
 
 # what parts of the model were called in files of trained tensors, and are called now
-NOW = {"patch_door.": "patch_norm."}
+NOW = {"patch_door.": "patch_norm.", "qformer.door.": "qformer.query_norm.", "guest_feed_forward.": "text_feed_forward."}
 FORMER = re.compile("|".join(re.escape(name) for name in NOW))
 
 
@@ -132,7 +132,7 @@ def trained_parts(model: QueryEncoder) -> dict[str, torch.Tensor]:
 
     Nor, without BLIP-2, the word embeddings, which are MiniLM's; nor, with it, its Q-Former, but for the query tokens.
     """
-    elsewhere = ("image_qformer.layers.", "image_qformer.door.") if model.preset.blip2 else ("fusion.embeddings.",)
+    elsewhere = ("image_qformer.layers.", "image_qformer.query_norm.") if model.preset.blip2 else ("fusion.embeddings.",)
 
     def frozen(name: str) -> bool:
         lora = name.endswith((".down", ".up")) and name.startswith("language.")

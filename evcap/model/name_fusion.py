@@ -48,11 +48,11 @@ class NameFusion(nn.Module):
         super().__init__()
         config = preset.name_qformer
         self.embeddings = NameEmbeddings(preset.vocab_size, config.width, config.layer_norm_eps)
-        self.qformer = QFormer(config, preset.name_queries, config.width, has_guests=True)
+        self.qformer = QFormer(config, preset.name_queries, config.width, has_text_branch=True)
 
     def forward(self, retrieved: Retrieved, queries: torch.Tensor) -> torch.Tensor:
         """Names of B images and their Q (B,32,W) -> V (B,8,W)."""
-        return self.qformer(self.embeddings(retrieved.ids), retrieved.mask, guests=queries)
+        return self.qformer(self.embeddings(retrieved.ids), retrieved.mask, appended=queries)
 
 
 class NameTokenizer:

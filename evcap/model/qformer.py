@@ -59,43 +59,43 @@ class FeedForward(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    def __init__(self, config: QFormerConfig, context_width: int, cross_attends: bool, has_guests: bool):
+    def __init__(self, config: QFormerConfig, context_width: int, cross_attends: bool, has_text_branch: bool):
         super().__init__()
         self.self_attention = Attention(config, config.width)
         self.cross_attention = Attention(config, context_width) if cross_attends else None
         self.query_feed_forward = FeedForward(config)
-        self.guest_feed_forward = FeedForward(config) if has_guests else None
+        self.text_feed_forward = FeedForward(config) if has_text_branch else None
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None, queries: int) -> torch.Tensor:
         x = self.self_attention(x, x)
-        head, guests = x[:, :queries], x[:, queries:]
+        head, appended = x[:, :queries], x[:, queries:]
         if self.cross_attention is not None:
             head = self.cross_attention(head, context, mask)
         head = self.query_feed_forward(head)
-        if self.guest_feed_forward is None:
+        if self.text_feed_forward is None:
             return head
-        return torch.cat([head, self.guest_feed_forward(guests)], dim=1)
+        return torch.cat([head, self.text_feed_forward(appended)], dim=1)
 
 
 class QFormer(nn.Module):
     """Transformer whose first positions, the learned queries, cross-attend to a context.
 
-    With guests (the name fusion) further positions ride in the same stream: they share self-attention, have their own
-    feed-forward (BERT's text branch) and never see the context. Without guests (the image Q-Former) the queries pass an
-    embedding LayerNorm at the door; with guests the stream enters raw, as in the EVCap release.
+    With a text branch (the name fusion) further positions are appended to the stream: they share self-attention, have their
+    own feed-forward (BERT's) and never see the context, and the stream enters raw, as in the EVCap release. Without it (the
+    image Q-Former) the queries pass an embedding LayerNorm.
     """
 
-    def __init__(self, config: QFormerConfig, queries: int, context_width: int, has_guests: bool = False):
+    def __init__(self, config: QFormerConfig, queries: int, context_width: int, has_text_branch: bool = False):
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(1, queries, config.width))
-        self.door = None if has_guests else nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.query_norm = None if has_text_branch else nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             QFormerLayer(
                 config,
                 context_width,
                 cross_attends=index % config.cross_attention_every == 0,
-                has_guests=has_guests and index < config.layers - 1,  # nobody reads the guests behind the last layer
+                has_text_branch=has_text_branch and index < config.layers - 1,  # nobody reads its last output
             )
             for index in range(config.layers)
         )
@@ -109,15 +109,15 @@ class QFormer(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
 
     def forward(
-        self, context: torch.Tensor, mask: torch.Tensor | None = None, guests: torch.Tensor | None = None
+        self, context: torch.Tensor, mask: torch.Tensor | None = None, appended: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """context (B,P,C), mask (B,P) True = visible, guests (B,G,W) or None -> the queries' outputs (B,queries,W)."""
+        """context (B,P,C), mask (B,P) True = visible, appended (B,G,W) or None -> the queries' outputs (B,queries,W)."""
         count = self.queries.shape[1]
         stream = self.queries.expand(len(context), -1, -1)
-        if self.door is not None:
-            stream = self.dropout(self.door(stream))
-        if guests is not None:
-            stream = torch.cat([stream, guests.to(stream.dtype)], dim=1)
+        if self.query_norm is not None:
+            stream = self.dropout(self.query_norm(stream))
+        if appended is not None:
+            stream = torch.cat([stream, appended.to(stream.dtype)], dim=1)
         for layer in self.layers:
             stream = layer(stream, context, mask, count)
         return stream[:, :count]
@@ -126,7 +126,7 @@ class QFormer(nn.Module):
     def attention_map(self, context: torch.Tensor) -> torch.Tensor:
         """Where each query looks: cross-attention averaged over layers and heads, (B,P,C) -> (B,queries,P), rows sum to 1."""
         stream = self.queries.expand(len(context), -1, -1)
-        stream = self.door(stream)
+        stream = self.query_norm(stream)
         maps = []
         for layer in self.layers:
             if layer.cross_attention is not None:

@@ -25,7 +25,7 @@ from evcap.raster.content import fingerprint_by_content, fingerprint_by_time
 from evcap.raster.opening import RasterError, driver_of
 from evcap.raster.remarks import remarks
 from evcap.raster.stretch import PERCENTILES, limits, stretched
-from evcap.raster.strip_cache import Shelf
+from evcap.raster.strip_cache import StripCache
 
 # `notes` says it. Not around each opening: catch_warnings lets it through when several threads open files.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -80,7 +80,7 @@ class Raster:
         self.block = self._blocks.width, self._blocks.height
         self._check_blocks()
         self.striped = self._blocks.columns == 1 and self.width * self.height * self._bytes_a_pixel > CACHED
-        self._shelf = Shelf(self._window, self.width)
+        self._shelf = StripCache(self._window, self.width)
         self.given_bands, self.given_stretch = bands, stretch
         self._limits = self._find_limits(stretch or PERCENTILES)
         self._inverted = self._bands.palette is None and self._dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"

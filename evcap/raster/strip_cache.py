@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-LARGEST = 1 << 28  # bytes of a shelf: the rows of 288-pixel tiles of an image 230,000 pixels wide
+LARGEST = 1 << 28  # bytes of a strip cache: the rows of 288-pixel tiles of an image 230,000 pixels wide
 PIECE = 1 << 22  # pixels that are made at once
 
 
-class Shelf:
+class StripCache:
     """The rows below one row of tiles, as wide as the image, so that they are decoded once for all of its tiles.
 
     read(box, size): pixels (h,w,3) uint8 and valid (h,w) bool, as Raster.read, of a box that may have fractions.

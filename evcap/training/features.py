@@ -180,7 +180,7 @@ def cached_names(
     names = []
     for start in tqdm(range(0, len(rows), RETRIEVED), desc="retrieval", unit="batch", disable=quiet):
         part = slice(start, start + RETRIEVED)
-        found = memory.search(rows[part].astype("float32"), rule.hits, rule.keep, rule.names, exclude=images[part])
+        found = memory.search(rows[part].astype("float32"), rule.top_k, rule.sub_top_k, rule.names, exclude=images[part])
         names += [[name.name for name in row] for row in found]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(names))

@@ -63,7 +63,7 @@ def _load_bert(fusion: NameFusion, source: str | Path) -> None:
     given = {_place(name): tensor for name, tensor in tensors.items()}
     types = given.pop(TOKEN_TYPES, None)
     for name, tensor in list(given.items()):  # a Q-Former has a feed-forward for queries of its own, BERT has not
-        given.setdefault(name.replace("guest_feed_forward", "query_feed_forward"), tensor)
+        given.setdefault(name.replace("text_feed_forward", "query_feed_forward"), tensor)
     given = {name: tensor for name, tensor in given.items() if name in own and "cross_attention" not in name}
     word = given.get("embeddings.word.weight")
     if word is not None and len(word) < len(own["embeddings.word.weight"]):  # LAVIS added [DEC] behind BERT's word pieces

@@ -40,23 +40,23 @@ def bert_layers(theirs: str, ours: str, attention: str = "attention.self") -> La
 
 
 def bert_text_branch(theirs: str, ours: str) -> Layout:
-    """BERT's own feed-forward, which the guests of the name fusion pass."""
+    """BERT's own feed-forward, which the appended positions of the name fusion pass."""
     return {
-        f"{theirs}.{{n}}.intermediate.dense.": f"{ours}.{{n}}.guest_feed_forward.up.",
-        f"{theirs}.{{n}}.output.dense.": f"{ours}.{{n}}.guest_feed_forward.down.",
-        f"{theirs}.{{n}}.output.LayerNorm.": f"{ours}.{{n}}.guest_feed_forward.norm.",
+        f"{theirs}.{{n}}.intermediate.dense.": f"{ours}.{{n}}.text_feed_forward.up.",
+        f"{theirs}.{{n}}.output.dense.": f"{ours}.{{n}}.text_feed_forward.down.",
+        f"{theirs}.{{n}}.output.LayerNorm.": f"{ours}.{{n}}.text_feed_forward.norm.",
     }
 
 
 TRANSFORMERS: Layout = {
     "query_tokens": "image_qformer.queries",
-    "qformer.layernorm.": "image_qformer.door.",
+    "qformer.layernorm.": "image_qformer.query_norm.",
     **bert_layers("qformer.encoder.layer", "image_qformer.layers", "attention.attention"),
     "vision_model.": "backbone.network.",
 }
 LAVIS: Layout = {
     "query_tokens": "image_qformer.queries",
-    "Qformer.bert.embeddings.LayerNorm.": "image_qformer.door.",
+    "Qformer.bert.embeddings.LayerNorm.": "image_qformer.query_norm.",
     **bert_layers("Qformer.bert.encoder.layer", "image_qformer.layers"),
     "ln_vision.": "backbone.network.post_layernorm.",
     "visual_encoder.cls_token": "backbone.network.embeddings.class_embedding",
@@ -70,7 +70,11 @@ LAVIS: Layout = {
     "visual_encoder.blocks.{n}.attn.proj.": "backbone.network.encoder.layers.{n}.self_attn.projection.",
     "visual_encoder.blocks.{n}.mlp.": "backbone.network.encoder.layers.{n}.mlp.",
 }
-OURS: Layout = {"image_qformer.": "image_qformer.", "backbone.network.": "backbone.network."}
+OURS: Layout = {
+    "image_qformer.": "image_qformer.",
+    "image_qformer.door.": "image_qformer.query_norm.",  # as older versions wrote it
+    "backbone.network.": "backbone.network.",
+}
 
 # what may stand in such files beside the wanted tensors; the first pattern that fits gives the reason
 LEFT_OUT = {

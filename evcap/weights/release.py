@@ -66,8 +66,8 @@ def read_release(sources: Sequence[str | Path], wanted: Mapping[str, torch.Tenso
 def _reason(name: str) -> str:
     """Why a tensor of the release is left out."""
     ours = renamed(name, RELEASE)
-    if ours and "guest" in ours:
-        return "feed-forward of the last layer's guests, which nobody reads"
+    if ours and "text_feed_forward" in ours:
+        return "text feed-forward of the last layer, which nobody reads"
     return "not asked for" if ours else reason_to_leave_out(name)
 
 

@@ -82,7 +82,7 @@ def test_similarity_is_the_mahalanobis_cosine():
         [x @ inverse @ y / np.sqrt((x @ inverse @ x) * (y @ inverse @ y)) for y in found.prototypes - centre]
         for x in tiles - centre
     ]
-    assert np.allclose(found.similarity(tiles, found.stand_ins("mean")), expected, atol=1e-4)
+    assert np.allclose(found.similarity(tiles, found.label_vectors("mean")), expected, atol=1e-4)
 
 
 def test_similarity_sees_past_what_differs_within_labels():
@@ -93,14 +93,14 @@ def test_similarity_sees_past_what_differs_within_labels():
     found = gallery(["up"] * 50 + ["down"] * 50, keys=keys)
     tiles = np.concatenate([found.keys("up"), found.keys("down")])
     truth = np.repeat([0, 1], 50)
-    assert (found.similarity(tiles, found.stand_ins("mean")).argmax(1) == truth).mean() > 0.95
+    assert (found.similarity(tiles, found.label_vectors("mean")).argmax(1) == truth).mean() > 0.95
     assert ((tiles @ found.prototypes.T).argmax(1) == truth).mean() < 0.85
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "b", "c"]])
 def test_small_galleries_have_similarities(names):
     found = gallery(names)
-    similarity = found.similarity(np.asarray(found.memory.keys, np.float32), found.stand_ins("cluster"))
+    similarity = found.similarity(np.asarray(found.memory.keys, np.float32), found.label_vectors("cluster"))
     assert np.isfinite(similarity).all()
     assert similarity[0].argmax() == 0
 

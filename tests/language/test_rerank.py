@@ -61,7 +61,7 @@ def test_all_come_back_and_names_of_the_likeliest_go_first(choice, phrases, scor
     torch.manual_seed(seed)
     queries = torch.randn(1, 5, 24)
     row = [Hypothesis(text, score) for text, score in zip(TEXTS, sorted(scores, reverse=True), strict=False)]
-    (ordered,) = choice(queries, [row], [names], DecodingConfig(likeness=likeness, phrases=fit), phrases)
+    (ordered,) = choice(queries, [row], [names], DecodingConfig(itc_weight=likeness, phrase_weight=fit), phrases)
     assert sorted(h.text for h in ordered) == sorted(h.text for h in row)
 
     def group(hypothesis):
@@ -85,7 +85,7 @@ def test_a_renamed_thing_is_not_renamed_back(choice):
     with torch.no_grad():
         queries = choice._read._project(SentenceEmbedder()(["A man rides a bike"]))[None]
     row = [Hypothesis("A man rides a dragon", -1.0), Hypothesis("A man rides a bike", -1.1)]
-    alike, likeliest = DecodingConfig(likeness=100.0), DecodingConfig()
+    alike, likeliest = DecodingConfig(itc_weight=100.0), DecodingConfig()
     assert choice(queries, [row], [["dragon"]], alike)[0][0].text == "A man rides a dragon"
     assert choice(queries, [row], [[]], alike)[0][0].text == "A man rides a bike"
     assert choice(queries, [row], [[]], likeliest)[0][0].text == "A man rides a dragon"
@@ -95,7 +95,7 @@ def test_wording_that_fits_goes_first(phrases):
     """An image whose key is the weights of "rides a bike", among captions of other likelihood; without a projection."""
     choice, queries = BeamChoice(None), phrases._weights[1].expand(1, 3, -1)
     row = [Hypothesis("A man sits", -1.0), Hypothesis("A man rides a bike", -1.1), Hypothesis("Two dogs run", -1.2)]
-    wording = DecodingConfig(phrases=10.0)
+    wording = DecodingConfig(phrase_weight=10.0)
     assert choice(queries, [row], [[]], wording, phrases)[0][0].text == "A man rides a bike"
     assert choice(queries, [row], [[]], wording)[0][0].text == "A man sits"
     assert choice(queries, [row], [[]], DecodingConfig(), phrases)[0][0].text == "A man sits"
@@ -103,7 +103,7 @@ def test_wording_that_fits_goes_first(phrases):
 
 def test_a_preset_without_text_projection_cannot_weigh_likeness():
     model = tiny_evcap()
-    model.preset = dataclasses.replace(model.preset, decoding=dataclasses.replace(model.preset.decoding, likeness=1.0))
+    model.preset = dataclasses.replace(model.preset, decoding=dataclasses.replace(model.preset.decoding, itc_weight=1.0))
     model.text_projection = None
     with pytest.raises(EvcapError, match="text_width"):
         Captioner(model)
@@ -118,7 +118,7 @@ def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
     chosen = captioner.caption_features(queries, num_captions=5, beams=5)
     one = captioner.caption_features(queries, num_captions=1, beams=5)
     try:
-        plain = dataclasses.replace(preset.decoding, likeness=0.0, phrases=0.0)
+        plain = dataclasses.replace(preset.decoding, itc_weight=0.0, phrase_weight=0.0)
         captioner.preset = dataclasses.replace(preset, decoding=plain)
         likeliest = captioner.caption_features(queries, num_captions=5, beams=5)
     finally:
@@ -127,7 +127,7 @@ def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
     texts = [row.captions for row in likeliest]
     weights = preset.decoding
     parts = zip(captioner._choice.similarity(queries, texts), captioner.phrases(queries, texts), strict=True)
-    values = [weights.likeness * similar + weights.phrases * fit for similar, fit in parts]
+    values = [weights.itc_weight * similar + weights.phrase_weight * fit for similar, fit in parts]
     for i, row in enumerate(likeliest):
         assert sorted(chosen[i].captions) == sorted(row.captions) and chosen[i].caption == one[i].caption
         said, said_now = ({m.name for m in NameFinder(names[i]).find(c.caption)} for c in (row, chosen[i]))

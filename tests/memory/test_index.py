@@ -68,7 +68,7 @@ def test_strange_queries(kind):
     assert memory.search(np.zeros((0, 3, 16))) == []
     mixed = np.stack([np.full(16, np.nan, np.float32), memory.keys[7].astype(np.float32)])[None]
     assert memory.search(mixed)[0][0].query == 1
-    assert memory.search(mixed, hits=1400)[0]  # more than some lists hold
+    assert memory.search(mixed, top_k=1400)[0]  # more than some lists hold
     memory._approximate = replace(memory._approximate, settings=dict.fromkeys(memory._approximate.settings, 1))
     assert len(memory.search(memory.keys[None, :2].astype(np.float32), hits=1400)[0]) > 0
 

@@ -60,7 +60,7 @@ def test_equals_transformers_layers_with_two_feed_forwards(fusion, queries):
     )
     blip2 = Blip2QFormerModel(config).eval()
     missing, unexpected = blip2.load_state_dict(to_blip2(fusion.qformer), strict=False)
-    assert not unexpected  # missing: the norm at the door and the last feed-forward of the guests
+    assert not unexpected  # missing: the norm of the queries and the last text feed-forward
     assert all(m.startswith(("layernorm.", "encoder.layer.3.intermediate.", "encoder.layer.3.output.")) for m in missing)
     stream = torch.cat([fusion.qformer.queries.expand(3, -1, -1), queries], dim=1)
     hidden = torch.finfo(torch.float32).min

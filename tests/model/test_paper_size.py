@@ -47,7 +47,7 @@ def test_fusion_trains_too_by_default(model):
     width, layers, crossed, feed = 768, 12, 6, 3072
     attention = 4 * (width * width + width) + 2 * width
     feed_forward = 2 * width * feed + feed + width + 2 * width
-    # the last layer has no feed-forward for the guests: nobody reads them there
+    # the last layer has no feed-forward for the appended: nobody reads them there
     expected = layers * (attention + feed_forward) + crossed * attention + (layers - 1) * feed_forward + 8 * width
     assert count(model.fusion.qformer) == expected
     trained = trained_parts(model)

@@ -15,10 +15,10 @@ SMALL = QFormerConfig(width=24, layers=4, heads=3, intermediate=40, cross_attent
 CONTEXT = 20
 
 
-def make(has_guests=False, **changes) -> QFormer:
+def make(has_text_branch=False, **changes) -> QFormer:
     torch.manual_seed(0)
     config = dataclasses.replace(SMALL, **changes)
-    return randomise(QFormer(config, queries=5, context_width=CONTEXT, has_guests=has_guests)).eval()
+    return randomise(QFormer(config, queries=5, context_width=CONTEXT, has_text_branch=has_text_branch)).eval()
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def context():
 
 
 @pytest.fixture
-def guests():
+def appended():
     torch.manual_seed(2)
     return torch.randn(3, 6, SMALL.width)
 
@@ -64,9 +64,9 @@ def test_equals_transformers_blip2_qformer(context, every, eps):
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("mask", [None, MASK])
 @pytest.mark.parametrize("with_guests", [False, True])
-def test_equals_loops_over_heads_and_positions(context, guests, every, mask, with_guests):
+def test_equals_loops_over_heads_and_positions(context, appended, every, mask, with_guests):
     ours = make(with_guests, cross_attention_every=every)
-    riders = guests if with_guests else None
+    riders = appended if with_guests else None
     expected = written_out(ours, context, mask, riders)
     torch.testing.assert_close(ours(context, mask, riders), expected, atol=1e-5, rtol=1e-5)
 
@@ -92,12 +92,12 @@ def test_a_mask_that_hides_everything_gives_no_nan(context):
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_are_independent(context, guests):
+def test_pictures_of_a_batch_are_independent(context, appended):
     for with_guests in (False, True):
         ours = make(with_guests)
-        together = ours(context, MASK, guests if with_guests else None)
+        together = ours(context, MASK, appended if with_guests else None)
         for n in range(3):
-            alone = ours(context[n : n + 1], MASK[n : n + 1], guests[n : n + 1] if with_guests else None)
+            alone = ours(context[n : n + 1], MASK[n : n + 1], appended[n : n + 1] if with_guests else None)
             torch.testing.assert_close(alone[0], together[n], atol=1e-5, rtol=1e-5)
 
 
@@ -107,11 +107,11 @@ def test_the_context_is_a_set(context):
     torch.testing.assert_close(ours(context[:, order]), ours(context), atol=1e-5, rtol=1e-5)
 
 
-def test_every_parameter_is_trained(context, guests):
+def test_every_parameter_is_trained(context, appended):
     """Nothing is carried along that no output depends on; key biases alone cannot matter: softmax ignores them."""
     for with_guests in (False, True):
         ours = make(with_guests)
-        ours(context, MASK, guests if with_guests else None).square().sum().backward()
+        ours(context, MASK, appended if with_guests else None).square().sum().backward()
         idle = [n for n, p in ours.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9]
         assert [n for n in idle if not n.endswith("key.bias")] == []
 
@@ -127,7 +127,7 @@ def test_dropout_acts_in_training_only(context):
 def test_attention_map_of_one_layer(context):
     ours = make(layers=1)
     attention = ours.layers[0].cross_attention
-    stream = ours.layers[0].self_attention(*[ours.door(ours.queries)] * 2)
+    stream = ours.layers[0].self_attention(*[ours.query_norm(ours.queries)] * 2)
     for picture in range(3):
         expected = torch.zeros(5, 7)
         query, key = attention.query(stream[0]), attention.key(context[picture])

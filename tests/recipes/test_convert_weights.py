@@ -96,7 +96,7 @@ def test_start_takes_berts_layers(names, folder):
     layer = "bert.encoder.layer.1."
     value = state[f"{layer}attention.self.value.weight"]
     torch.testing.assert_close(made["fusion.qformer.layers.1.self_attention.value.weight"], value)
-    for side in ("guest", "query"):
+    for side in ("text", "query"):
         up = made[f"fusion.qformer.layers.1.{side}_feed_forward.up.weight"]
         torch.testing.assert_close(up, state[f"{layer}intermediate.dense.weight"])
     word = made["fusion.embeddings.word.weight"]

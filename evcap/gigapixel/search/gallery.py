@@ -74,15 +74,15 @@ class Gallery:
         """(L,D) float32 unit vectors: the mean of each label's images."""
         return _unit(np.stack([self.keys(label).mean(0) for label in self.labels]))
 
-    def similarity(self, keys: np.ndarray, stand_ins: np.ndarray) -> np.ndarray:
-        """(n,L) float32: how much tiles with these keys (n,D) look like what stands for each label (`stand_ins`): cosines, from
+    def similarity(self, keys: np.ndarray, label_vectors: np.ndarray) -> np.ndarray:
+        """(n,L) float32: how much tiles with these keys (n,D) look like each label (`label_vectors` (L,D)): cosines, from
         the middle of all labels, in the space where the images of a label spread alike in all directions (Fisher 1936).
 
         Of plain cosines most is light, season and sharpness, in which the images of a label differ as well.
         """
-        return _product(self._whitened(keys), stand_ins.T)
+        return _product(self._whitened(keys), label_vectors.T)
 
-    def stand_ins(self, how: str, phrases: np.ndarray | None = None) -> np.ndarray:
+    def label_vectors(self, how: str, phrases: np.ndarray | None = None) -> np.ndarray:
         """(L,D) float32 unit vectors, one for each label, see `reduce`, in the space of `similarity`.
 
         phrases (L,D): the labels, read by the tower.

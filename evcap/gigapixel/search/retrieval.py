@@ -88,7 +88,7 @@ class Retriever:
         labels = [tower.read(gallery.labels) for gallery in galleries]
         self._labels = torch.cat([torch.zeros(0, tower.shape[1]), *labels])
         read = zip(galleries, labels, strict=True)
-        self._stand_ins = [gallery.stand_ins(rule.reduce, texts.numpy()) for gallery, texts in read]
+        self._label_vectors = [gallery.label_vectors(rule.reduce, texts.numpy()) for gallery, texts in read]
         self._kept: tuple[TileIndex, int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def scores(self, rows: Sequence[np.ndarray] | TileIndex, phrases: Sequence[str]) -> list[Scores]:
@@ -111,8 +111,8 @@ class Retriever:
 
     def _compared(self, rows: Sequence[np.ndarray] | TileIndex) -> tuple[np.ndarray, np.ndarray]:
         def compare(queries: torch.Tensor) -> np.ndarray:
-            keys, read = mean_keys(queries).numpy(), zip(self._galleries, self._stand_ins, strict=True)
-            alike = [gallery.similarity(keys, stand_ins) for gallery, stand_ins in read]
+            keys, read = mean_keys(queries).numpy(), zip(self._galleries, self._label_vectors, strict=True)
+            alike = [gallery.similarity(keys, label_vectors) for gallery, label_vectors in read]
             return np.concatenate([nearest_query(queries, self._labels).numpy(), *alike], axis=1)
 
         every = _of_each(rows, 2 * len(self._labels), compare)
