@@ -37,7 +37,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evcap.cli.console import DataFolder, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder
 from evcap.memory.index_kind import IndexKind
 from evcap.memory.memory import VisualNameMemory
 

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evcap.captioner import Captioner
-from evcap.cli.console import DataFolder, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder
 from evcap.evaluation.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts
@@ -42,7 +43,7 @@ class Side:
         self.model = self.captioner.model
         self.records = read_split(data, [dataset], "train")[:pictures]
         encoder = self.captioner.encoder_fingerprint
-        self.rows = cached_queries(self.model, self.records, data, encoder, quiet=True)
+        self.rows = cached_queries(self.model, self.records, data, encoder)
         self.model.train()
         self.model.backbone.eval()
         for name, parameter in self.model.named_parameters():

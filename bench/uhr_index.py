@@ -109,7 +109,7 @@ def compare_indexing(raster: Raster, plan: Plan, tower: Tower, tiles: int, turns
                 for start in range(0, len(pictures), BATCH):
                     tower.query_features(pictures[start : start + BATCH], BATCH)
 
-            pair = [(whole, lambda index=index, numbers=numbers: index.fill(tower, numbers, quiet=True)), (alone, encode)]
+            pair = [(whole, lambda index=index, numbers=numbers: index.fill(tower, numbers)), (alone, encode)]
             for rates, action in pair if turn % 2 else pair[::-1]:
                 seconds = timed(action)
                 if turn:

@@ -20,11 +20,12 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import DataFolder, NoBars, command, complain
+from evcap.cli.console import command, complain
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import tqdm
 from evcap.datasets.benchmarks import ARCHIVES, BENCHMARKS, Files, Row, read_rows
 from evcap.errors import EvcapError
 from evcap.files import write_text
-from evcap.progress import tqdm
 
 Benchmark = StrEnum("Benchmark", {name: name for name in BENCHMARKS})
 

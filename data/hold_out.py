@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import DataFolder, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.text_files import read_json

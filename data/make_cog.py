@@ -28,9 +28,10 @@ import typer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from evcap.cli.console import NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import NoBars
+from evcap.cli.progress import tqdm
 from evcap.errors import EvcapError
-from evcap.progress import tqdm
 from evcap.raster.blocks import is_whole
 from evcap.raster.raster import Raster
 

@@ -29,13 +29,14 @@ from rasterio._err import CPLE_BaseError  # what rasterio.shutil raises; there i
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import tqdm
 from evcap.datasets.coco import read_coco_captions
 from evcap.datasets.scenes import SIDE, Picture, Scene, Stock, Tile, plan_scene, write_scene
 from evcap.datasets.ucm import UCM
 from evcap.errors import EvcapError
 from evcap.images.opening import find_images, open_image
-from evcap.progress import tqdm
 from evcap.raster.blocks import is_whole
 
 BLOCK, HALF = 512, 256  # pixels, of the TIFF's tiles

@@ -17,12 +17,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown, tqdm
 from evcap.config import load_yaml
 from evcap.datasets.scenes import read_scene
 from evcap.gigapixel.ask.question import analyse
 from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index
-from evcap.progress import tqdm
 from evcap.raster.raster import Raster
 
 PATHS = ("fast", "slow", "both")
@@ -48,7 +49,7 @@ def main(
     for path in tqdm(paths, desc="scenes", unit="scene", disable=quiet):
         scene = read_scene(path)
         with Raster(path.with_name(scene.image)) as raster:
-            index = whole_index(raster, searcher.tower, config.plan, quiet)
+            index = whole_index(raster, searcher.tower, config.plan, shown(quiet))
             absent = [analyse(question.question).phrases[0] for question in scene.questions if question.answer is False]
             excess += [mean_excess(scores.of("both")) for scores in searcher.retriever.scores(index, absent)]
             tiles += [len(index.numbers())] * len(absent)

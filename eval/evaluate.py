@@ -24,7 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import evcap
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import tqdm
 from evcap.config import load_preset, load_yaml
 from evcap.datasets.benchmarks import PAPER
 from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
@@ -35,7 +37,6 @@ from evcap.evaluation.report import results_markdown
 from evcap.files import write_text
 from evcap.memory.names import naming_statistics
 from evcap.plots.contact_sheet import Scored, draw_contact_sheet
-from evcap.progress import tqdm
 from evcap.runtime import processes, use_all_cores
 
 

@@ -28,7 +28,8 @@ import typer
 
 import evcap
 from evcap.captioner import Caption, Captioner
-from evcap.cli.console import DataFolder, caption_with_bar, command
+from evcap.cli.console import caption_with_bar, command
+from evcap.cli.options import DataFolder
 from evcap.config import load_yaml
 from evcap.datasets.coco import read_coco_captions
 from evcap.evaluation.caption_metrics import per_image_cider, score

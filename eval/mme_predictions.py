@@ -20,7 +20,9 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import DataFolder, NoBars, command, report
+from evcap.cli.console import command, report
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import tqdm
 from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.evaluation.mme_realworld import Question, read_questions
@@ -28,7 +30,6 @@ from evcap.evaluation.predictions import marks, whole_lines
 from evcap.gigapixel.ask.answer import BUDGET, Analyst
 from evcap.gigapixel.ask.question import analyse
 from evcap.gigapixel.tiles.index import TileIndex
-from evcap.progress import tqdm
 from evcap.raster.raster import Raster, RasterError
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import typer
 
 from evcap.captioner import Captioner
-from evcap.cli.console import DataFolder, caption_with_bar, command
+from evcap.cli.console import caption_with_bar, command
+from evcap.cli.options import DataFolder
 from evcap.config import load_yaml
 from evcap.datasets.coco import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError

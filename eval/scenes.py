@@ -27,7 +27,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown, tqdm
 from evcap.config import load_preset, load_yaml
 from evcap.datasets.scenes import Scene, read_scene
 from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
@@ -38,8 +40,8 @@ from evcap.gigapixel.search.retrieval import imagerag_selection, softmax
 from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
-from evcap.model.qformer import mean_keys
-from evcap.progress import tqdm
+from evcap.memory.keys import mean_keys
+from evcap.progress import Progress
 from evcap.raster.raster import Raster
 
 RANKS = (1, 5, 10)
@@ -58,12 +60,12 @@ class Found:
 class Asked:
     """One scene with its indexes, and the ways to look for a phrase in it."""
 
-    def __init__(self, searcher: Searcher, path: Path, config: SceneConfig, quiet: bool):
+    def __init__(self, searcher: Searcher, path: Path, config: SceneConfig, progress: Progress):
         self.searcher, self.scene = searcher, read_scene(path)
         self._found: dict[tuple[str, str], Found] = {}
         self.raster = Raster(path.with_name(self.scene.image))
-        self.index = whole_index(self.raster, searcher.tower, config.plan, quiet)
-        self.reference = whole_index(self.raster, searcher.tower, config.reference_plan, quiet)
+        self.index = whole_index(self.raster, searcher.tower, config.plan, progress)
+        self.reference = whole_index(self.raster, searcher.tower, config.reference_plan, progress)
         overview = self.raster.read((0, 0, self.raster.width, self.raster.height), (searcher.tower.image_size,) * 2)[0]
         self.overview = Image.fromarray(overview)
 
@@ -176,7 +178,7 @@ def main(
     rows: dict[str, list[dict]] = {}
     chances: list[dict[int, float]] = []
     for path in tqdm(paths, desc="scenes", unit="scene", disable=quiet):
-        asked = Asked(searcher, path, config, quiet)
+        asked = Asked(searcher, path, config, shown(quiet))
         looks = {name: partial(asked.look, way=way) for way, name in WAYS.items()}
         looks |= {"whole image as one input": asked.look_at_once, "ImageRAG's rule, grid": asked.look_by_reference}
         for name, look in looks.items():

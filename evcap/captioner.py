@@ -18,11 +18,11 @@ from evcap.images.inputs import Picture, as_list, open_picture
 from evcap.images.opening import to_tensor
 from evcap.language.phrases import PhraseModel
 from evcap.language.rerank import BeamChoice
+from evcap.memory.keys import mean_keys
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_model, name_tokenizer
 from evcap.model.evcap import QueryEncoder
-from evcap.model.qformer import mean_keys
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint
 

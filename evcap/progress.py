@@ -1,54 +1,23 @@
-"""Progress on standard error: a bar on a terminal, elsewhere a plain line about every ten seconds."""
+"""How far long work is, told to whoever wants to know: the library prints nothing and knows no terminal."""
 
 from __future__ import annotations
 
-import sys
-import time
-
-import tqdm as library
-
-EVERY = 10.0  # seconds between two lines
-LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 
-class tqdm(library.tqdm):  # noqa: N801: the library's name, whose arguments it takes
-    """The library's bar, which becomes lines where standard error is no terminal: a log is no place for a bar.
+class Advance(Protocol):
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """So many more are done. note: what stands beside the count, as a loss."""
 
-    What is done before the first ten seconds are over says nothing there. disable: True for neither bar nor lines.
-    """
 
-    def __init__(self, *args, disable: bool | None = False, file=None, **kwargs):
-        file = file or sys.stderr
-        self.plain, self._shown = not file.isatty(), time.monotonic()
-        if self.plain:
-            # `miniters`: the clock is looked at after each item, however quick the last ones were
-            kwargs |= {"mininterval": EVERY, "miniters": 1, "delay": EVERY, "bar_format": LINE, "leave": False}
-        super().__init__(*args, disable=bool(disable), file=file, **kwargs)
+class Progress(Protocol):
+    def __call__(self, total: int, title: str, unit: str = "img", done: int = 0) -> AbstractContextManager[Advance]:
+        """Begin to show work on `total` units, of which `done` were there before; it ends with the `with`."""
 
-    def status_printer(self, file):
-        """What writes one state of the bar."""
-        if not self.plain:
-            return super().status_printer(file)
 
-        def write(line: str) -> None:
-            if line:
-                file.write(line.strip().replace(": : ", ": ") + "\n")  # `set_description` adds a colon of its own
-                file.flush()
-
-        return write
-
-    def refresh(self, *args, **kwargs) -> bool | None:
-        """Show the state now; a line comes only when it is time for one."""
-        if self.plain:
-            if time.monotonic() - self._shown < EVERY:
-                return None
-            self._shown = time.monotonic()
-        return super().refresh(*args, **kwargs)
-
-    def close(self) -> None:
-        """Take the bar away; lines stay, and no empty one follows."""
-        if self.plain and not self.disable:
-            self.disable = True
-            self._decr_instances(self)
-        else:
-            super().close()
+@contextmanager
+def silent(total: int, title: str, unit: str = "img", done: int = 0) -> Iterator[Advance]:
+    """A Progress that shows nothing."""
+    yield lambda count=1, note="": None

@@ -18,12 +18,14 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import DataFolder, NoBars, command, report
+from evcap.cli.console import command, complain, report
+from evcap.cli.options import DataFolder, EngineChoice, NoBars, Trained
+from evcap.cli.progress import shown
 from evcap.config import load_yaml
 from evcap.datasets.coco import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
-from evcap.encoding.keys import Encoder, Trained, save_memory
-from evcap.encoding.ray import Engine, EngineChoice
+from evcap.encoding.keys import Encoder, save_memory
+from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.memory.names import NameFinder, clean_name, spoken_name
 
@@ -86,7 +88,7 @@ def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
 
 def folder_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
     for folder in config.folders:
-        yield from read_named_folders(data / folder, Path(folder).name)
+        yield from read_named_folders(data / folder, Path(folder).name, complain)
 
 
 def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator[NamedImage]:
@@ -146,7 +148,7 @@ def main(
             f"{config_path}: the sets hold no image of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
             "`folders` and `csv`"
         )
-    memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, quiet)
+    memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, shown(quiet))
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
     report(failures, len(chosen))
     if failures:

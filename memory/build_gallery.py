@@ -18,11 +18,13 @@ import numpy as np
 import typer
 from PIL import Image
 
-from evcap.cli.console import NoBars, command, report
+from evcap.cli.console import command, complain, report
+from evcap.cli.options import NoBars
+from evcap.cli.progress import shown
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.gigapixel.search.towers import Tower, open_tower
-from evcap.model.qformer import mean_keys
+from evcap.memory.keys import mean_keys
 
 
 class LabelEncoder(Encoder):
@@ -46,7 +48,9 @@ class LabelEncoder(Encoder):
 
 
 def read(source: Path) -> list[NamedImage]:
-    return read_named_csv(source, source.stem) if source.is_file() else read_named_folders(source, source.name)
+    if source.is_file():
+        return read_named_csv(source, source.stem)
+    return read_named_folders(source, source.name, complain)
 
 
 def main(
@@ -59,7 +63,7 @@ def main(
 ) -> None:
     items = [item for source in sources for item in read(source)]
     chosen = choose(items, per_label, seed)
-    gallery, failures = save_memory(LabelEncoder(preset), chosen, output, quiet=quiet)
+    gallery, failures = save_memory(LabelEncoder(preset), chosen, output, progress=shown(quiet))
     print(f"{output}: {len(gallery)} images of {len(gallery.counts())} labels")
     report(failures, len(chosen))
     if failures:

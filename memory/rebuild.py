@@ -18,13 +18,15 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import NoBars, command, complain, report
+from evcap.cli.console import command, complain, report
+from evcap.cli.options import Count, DrawingBatch, EngineChoice, Guidance, NoBars, Seed, Steps, Template, Trained
+from evcap.cli.progress import shown
 from evcap.config import assets_folder, load_preset, shipped_memory
 from evcap.datasets.coco import read_vocabulary
 from evcap.datasets.named_images import NamedImage, columns, read_named_folders
-from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
-from evcap.encoding.keys import Encoder, Trained, encode_keys
-from evcap.encoding.ray import Engine, EngineChoice
+from evcap.datasets.synthesis import Brush, blanked_line, draw, plan
+from evcap.encoding.keys import Encoder, encode_keys
+from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name
@@ -54,7 +56,7 @@ def known_entries(memory: VisualNameMemory, vocabulary: Vocabulary) -> VisualNam
 def known_pictures(folder: Path, vocabulary: Vocabulary) -> list[NamedImage]:
     """Images in folders whose names the vocabulary knows, under the names that are said."""
     said = by_synonym(vocabulary)
-    items = read_named_folders(folder, folder.resolve().name)
+    items = read_named_folders(folder, folder.resolve().name, complain)
     return [replace(item, name=name) for item in items for name in said.get(item.name, ())]
 
 
@@ -115,10 +117,11 @@ def main(
     missing = lacking.keys() - {name for memory in reused for name in memory.names} - {item.name for item in pictures}
     drawn = []
     if brush and missing:
-        drawn, blanked = draw(plan([name for name in lacking if name in missing], work / "drawings", brush), brush, quiet)
+        planned = plan([name for name in lacking if name in missing], work / "drawings", brush)
+        drawn, blanked = draw(planned, brush, shown(quiet))
         if blanked:
             complain(blanked_line(blanked))
-    encoded = encode_keys(encoder, pictures + drawn, work / "keys", batch, engine, quiet)
+    encoded = encode_keys(encoder, pictures + drawn, work / "keys", batch, engine, shown(quiet))
 
     dim = encoder.captioner.preset.image_qformer.width
     memory = VisualNameMemory.open(folder, encoder.fingerprint) if extend else VisualNameMemory.empty(dim, encoder.fingerprint)
@@ -128,7 +131,7 @@ def main(
     if len(memory) == before and lacking:
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvcapError(f"there is nothing for {some}: give images (--images) or let them be drawn (--diffusion)")
-    memory.save(folder, quiet)
+    memory.save(folder, shown(quiet))
     shutil.rmtree(work / "keys", ignore_errors=True)
     with suppress(OSError):  # drawings stay
         work.rmdir()

@@ -13,9 +13,11 @@ from typing import Annotated
 
 import typer
 
-from evcap.cli.console import NoBars, command, complain
+from evcap.cli.console import command, complain
+from evcap.cli.options import Count, DrawingBatch, Guidance, NoBars, Seed, Steps, Template
+from evcap.cli.progress import shown
 from evcap.datasets.coco import read_vocabulary
-from evcap.datasets.synthesis import Brush, Count, DrawingBatch, Guidance, Seed, Steps, Template, blanked_line, draw, plan
+from evcap.datasets.synthesis import Brush, blanked_line, draw, plan
 from evcap.errors import EvcapError
 
 
@@ -34,7 +36,7 @@ def main(
     """Draw images of names with a text-to-image model."""
     brush = Brush(diffusion, template, count, steps, guidance, drawing_batch, seed)
     names = read_vocabulary(vocabulary)
-    drawn, blanked = draw(plan(names, output, brush), brush, quiet)
+    drawn, blanked = draw(plan(names, output, brush), brush, shown(quiet))
     if not drawn:
         raise EvcapError(
             f"{diffusion}: the safety checker blanked all {blanked.total()} drawings; try another template or seed"

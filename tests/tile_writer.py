@@ -36,7 +36,7 @@ def fill(raster: str, folder: str, batch: int) -> None:
     with Raster(raster) as opened:
         plan = make_plan("pyramid-32-0.25", opened.width, opened.height)
         encoder = Telling(batch)
-        TileIndex.open(folder, opened, plan, encoder.encoder_fingerprint, encoder.shape).fill(encoder, batch=4, quiet=True)
+        TileIndex.open(folder, opened, plan, encoder.encoder_fingerprint, encoder.shape).fill(encoder, batch=4)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import torch
 import typer
 
 from evcap.captioner import encoder_fingerprint
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown
 from evcap.config import load_preset, load_yaml
 from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
+from evcap.memory.keys import mean_keys
 from evcap.model.build import build_model
-from evcap.model.qformer import mean_keys
 from evcap.training.features import cached_queries
 from evcap.training.run_folder import read_split
 
@@ -49,7 +51,7 @@ def main(
     model = build_model(load_preset(config.preset), config.trained)
     encoder = encoder_fingerprint(model)
     records = read_split(data, config.sets, "train")
-    views = [cached_queries(model, records, data, encoder, mirrored, quiet) for mirrored in (False, True)]
+    views = [cached_queries(model, records, data, encoder, mirrored, shown(quiet)) for mirrored in (False, True)]
     keys = [mean_keys(torch.from_numpy(view)) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     phrases = PhraseModel.fit(keys, captions, encoder, config.size, config.least, config.longest, config.ridge)

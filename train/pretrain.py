@@ -21,7 +21,9 @@ import torch
 import typer
 from torch import nn
 
-from evcap.cli.console import DataFolder, NoBars, command
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown, tell
 from evcap.config import load_preset, load_yaml
 from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import clean_caption, content_words
@@ -165,23 +167,23 @@ def main(
 ) -> None:
     """Pretrain the image Q-Former of the embedded preset."""
     config = load_yaml(config_path, Config)
-    loop = TrainingLoop(config, quiet)
-    accelerator, quiet = loop.accelerator, loop.quiet
+    loop = TrainingLoop(config, shown(quiet), tell)
+    accelerator, progress = loop.accelerator, loop.progress
     preset = load_preset(config.preset)
     precision = language_precision_in_training(preset, accelerator.device)
     model = build_model(preset, config.start_from, precision, accelerator.device, sharded=loop.sharded)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
-    plain = cached_patches(model, records, data, False, quiet, loop.share)
-    mirrored = cached_patches(model, records, data, True, quiet, loop.share)
-    val_rows = cached_patches(model, val_records, data, False, quiet, loop.share)
+    plain = cached_patches(model, records, data, False, progress, loop.share)
+    mirrored = cached_patches(model, records, data, True, progress, loop.share)
+    val_rows = cached_patches(model, val_records, data, False, progress, loop.share)
     accelerator.wait_for_everyone()
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
     words, targets = word_targets(captions)
     with accelerator.main_process_first():
-        embedded = cached_sentences([c for row in captions for c in row[:per_picture]], quiet)
-        word_texts = cached_sentences(words, quiet)
+        embedded = cached_sentences([c for row in captions for c in row[:per_picture]], progress)
+        word_texts = cached_sentences(words, progress)
     embedded = embedded.view(len(records), per_picture, -1)
 
     model.train()

@@ -23,7 +23,9 @@ import torch
 import typer
 
 from evcap.captioner import Captioner, encoder_fingerprint
-from evcap.cli.console import DataFolder, NoBars, command, complain
+from evcap.cli.console import command, complain
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown, tell
 from evcap.config import load_preset, load_yaml
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
@@ -140,8 +142,8 @@ def main(
 ) -> None:
     """Train EVCap: the name fusion and the projection, with retrieval on."""
     config = load_yaml(config_path, Config)
-    loop = TrainingLoop(config, quiet)
-    accelerator, quiet = loop.accelerator, loop.quiet
+    loop = TrainingLoop(config, shown(quiet), tell)
+    accelerator, progress = loop.accelerator, loop.progress
     preset = load_preset(config.preset)
     precision = language_precision_in_training(preset, accelerator.device)
     if config.release and loop.sharded:
@@ -157,14 +159,14 @@ def main(
     val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     flips = (False, True) if config.mirror else (False,)
-    views = [cached_queries(model, records, data, encoder, flip, quiet, loop.share) for flip in flips if not config.release]
+    views = [cached_queries(model, records, data, encoder, flip, progress, loop.share) for flip in flips if not config.release]
     if val_records and not config.release:
-        val_queries = cached_queries(model, val_records, data, encoder, False, quiet, loop.share)
+        val_queries = cached_queries(model, val_records, data, encoder, False, progress, loop.share)
     accelerator.wait_for_everyone()
     files, told = [r.path.name for r in records], f"{config.sets} {config.without_names}"
     with accelerator.main_process_first():
         view_names = [
-            cached_names(memory, view, files, preset.memory, f"{told} {flip}", quiet)
+            cached_names(memory, view, files, preset.memory, f"{told} {flip}", progress)
             for flip, view in zip(flips, views, strict=False)
         ]
 

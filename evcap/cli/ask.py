@@ -18,6 +18,7 @@ from evcap.cli.index import index_folder, need_rasterio
 from evcap.cli.options import Bands, Memory, Preset, Stretch, Threads
 from evcap.cli.outputs import check_folder, check_outputs
 from evcap.cli.preflight import check_model
+from evcap.cli.progress import shown
 from evcap.errors import EvcapError
 from evcap.raster.display import DEFAULT, Display
 
@@ -90,7 +91,7 @@ def ask_command(
             try:
                 asked = _analysed(text, phrases_by, endpoint, endpoint_model, choice or (), load)
                 analyst, tiles = load()
-                answer = analyst.ask(tiles, asked, budget, quiet, overview, thorough=bool(evidence or overlay))
+                answer = analyst.ask(tiles, asked, budget, shown(quiet), overview, thorough=bool(evidence or overlay))
                 overview = answer.evidence[0]
             except EvcapError as error:
                 if not several:
@@ -227,7 +228,7 @@ def large_captions(
             check_calibrated(preset)
             with opened(file, display) as raster:
                 analyst = analyst or Analyst.load(preset, memory)
-                said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), quiet=quiet)
+                said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), progress=shown(quiet))
         except (EvcapError, OSError) as error:  # whatever it is, what is done before and after is kept
             reason = str(error)
             yield file, None, reason if reason.startswith(f"{file}: ") else f"{file}: {reason}"

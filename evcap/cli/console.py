@@ -9,24 +9,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from evcap.cli.interrupt import INTERRUPTED, raise_from_now_on
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE
-from evcap.prefetch import prefetched
 from evcap.raster.display import DEFAULT, Display
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# options that the recipes share
-DataFolder = Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")]
-NoBars = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def complain(message: str) -> None:
@@ -90,7 +84,7 @@ class Progress:
         from rich.progress import Progress as Bar
         from rich.text import Text
 
-        from evcap.progress import tqdm
+        from evcap.cli.progress import tqdm
 
         class Rate(ProgressColumn):
             def render(self, task) -> Text:
@@ -127,7 +121,7 @@ class Progress:
 
 def caption_with_bar(captioner, queries, beams: int, batch_size: int, title: str) -> list:
     """Captions of N images from their query features (N,32,W), with a bar: list[Caption]."""
-    from evcap.progress import tqdm
+    from evcap.cli.progress import tqdm
 
     captions = []
     with tqdm(total=len(queries), desc=title, unit="img", leave=False, disable=None) as bar:
@@ -150,6 +144,7 @@ def answers(
     one, so that no image suffers from its neighbours. Close the iterator to stop.
     """
     from evcap.config import load_preset
+    from evcap.images.ahead import open_ahead
     from evcap.images.opening import ImageError, open_image
 
     enough = 2 * load_preset(preset).vision.image_size  # larger images are shrunk while they are opened
@@ -164,24 +159,6 @@ def answers(
                     yield file, None, f"{file}: {type(reply).__name__}: {' '.join(str(reply).split())}"
                 else:
                     yield file, reply, None
-
-
-def open_ahead(items: Iterable, batch_size: int, opened: Callable[[Any], Image]) -> Iterator[list[tuple[Any, Any]]]:
-    """Batches of (item, its image or the ImageError that came instead), opened in two threads up to two batches ahead.
-
-    Close the iterator to stop.
-    """
-    from evcap.images.opening import ImageError
-
-    def attempt(item):
-        try:
-            return item, opened(item)
-        except ImageError as error:
-            return item, error
-
-    with closing(prefetched(attempt, items, 2 * batch_size)) as pairs:
-        while batch := list(islice(pairs, batch_size)):
-            yield batch
 
 
 def _ask(pictures: list[Image], ask: Callable[[list[Image]], Iterable]) -> list:

@@ -13,10 +13,11 @@ import typer
 
 from evcap.cli.console import command, complain, report
 from evcap.cli.interrupt import INTERRUPTED
-from evcap.cli.options import Bands, Stretch, Threads
+from evcap.cli.options import Bands, EngineChoice, Stretch, Threads
 from evcap.cli.outputs import check_folder
 from evcap.cli.preflight import check_model
-from evcap.encoding.ray import Engine, EngineChoice
+from evcap.cli.progress import shown
+from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.raster.display import Display
 
@@ -82,13 +83,13 @@ def index_command(
     def fill_alone(indexes: list[TileIndex]) -> list[str | None]:
         (only,) = indexes
         try:
-            only.fill(tower, batch=batch_size, quiet=quiet)
+            only.fill(tower, batch=batch_size, progress=shown(quiet))
         except EvcapError as error:
             return [str(error)]
         return [None]
 
     def fill_together(indexes: list[TileIndex]) -> list[str | None]:
-        return fill_by_ray(indexes, encoder, batch_size, quiet)
+        return fill_by_ray(indexes, encoder, batch_size, shown(quiet))
 
     fill, at_once = (fill_alone, 1) if engine == Engine.local else (fill_together, AT_ONCE)
     failures: list[str] = []

@@ -16,6 +16,7 @@ from evcap.cli.console import Progress, answers, command, complain, report
 from evcap.cli.options import Bands, BatchSize, Quiet, Stretch, Threads, named_paths
 from evcap.cli.outputs import check_folder
 from evcap.cli.preflight import check_model
+from evcap.cli.progress import shown
 from evcap.config import shipped_memory
 from evcap.errors import EvcapError
 from evcap.memory.index_kind import IndexKind
@@ -168,7 +169,7 @@ def add(
         names = [named[file] for file in added]
         edited = VisualNameMemory.open(folder, load().memory.encoder)  # once more: somebody may have edited it meanwhile
         count = edited.add(np.stack(keys), names, ["user"] * len(added), [str(file) for file in added])
-        edited.save(folder, quiet)
+        edited.save(folder, shown(quiet))
         different = len(set(edited.names[len(edited) - count :]))
         counted = f"{_plural(count, 'entry', 'entries')} of {_plural(different, 'name', 'names')}"
         typer.echo(f"added {counted}{_passed(len(added) - count)}; {folder} now holds {_size(edited)}")
@@ -188,7 +189,7 @@ def _named_pictures(name: str | None, images: list[str] | None, from_folder: Pat
         return dict.fromkeys(find_images(named_paths(images), report=complain), checked_name(name))
     if name is not None or images:
         raise EvcapError("--from-folder takes its names and images from the folder: leave out --name and IMAGE")
-    return {item.path: item.name for item in read_named_folders(from_folder, "user")}
+    return {item.path: item.name for item in read_named_folders(from_folder, "user", complain)}
 
 
 @memory_app.command("remove")
@@ -247,8 +248,8 @@ def index(
 
     folder = _to_edit(memory)
     edited = VisualNameMemory.open(folder, index=False)  # a damaged index is no obstacle
-    edited.reindex(kind, quiet)
-    edited.save(folder, quiet)
+    edited.reindex(kind, shown(quiet))
+    edited.save(folder, shown(quiet))
     typer.echo(f"{folder} now has index {edited.kind} over {_size(edited)}")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 
 Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
@@ -36,6 +37,21 @@ Bands = Annotated[
 Stretch = Annotated[
     str | None, typer.Option("--stretch", help="Percentiles of a raster's values that become black and white, as 2,98.")
 ]
+
+
+# of recipes
+DataFolder = Annotated[Path, typer.Option(help="Folder of the data sets, see data/README.md.")]
+NoBars = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Trained = Annotated[Path | None, typer.Option(help="Trained tensors to encode with, if not the shipped ones.")]
+EngineChoice = Annotated[Engine, typer.Option("--engine", help="Who encodes: this process, or the workers of a Ray cluster.")]
+
+# of recipes that draw
+Template = Annotated[str, typer.Option(help="Prompt; {name} stands for the name.")]
+Count = Annotated[int, typer.Option(min=1, help="Drawings of a name.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's own by default, 1 for Turbo models.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own by default, 0 for Turbo models.")]
+DrawingBatch = Annotated[int, typer.Option(min=1, help="Drawings made together.")]
+Seed = Annotated[int, typer.Option(help="Each drawing's seed follows from this, its name and its number.")]
 
 
 def named_paths(paths: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evcap.errors import EvcapError
 from evcap.files import is_text
+from evcap.plots.png import is_drawing
 
 # of images and rasters, which no text output replaces, not even one that no other sign tells from text
 PICTURES = {
@@ -16,9 +17,6 @@ PICTURES = {
 }
 DRAWINGS = ("--plot", "--overlay")
 KINDS = {"--evidence": {".geojson", ".json"}}  # suffixes of files that are replaced
-PNG_SIGN, PNG_SOFTWARE = b"\x89PNG\r\n\x1a\n", "evcap"
-PNG_METADATA = {"Software": PNG_SOFTWARE}  # what matplotlib writes into our PNG files, and by which we know them again
-_PNG_MARK = b"tEXtSoftware\0" + PNG_SOFTWARE.encode()
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path]) -> None:
@@ -57,13 +55,6 @@ def check_replaceable(option: str, path: Path) -> None:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
     if not fits:
         raise EvcapError(f"{option} {path} exists and is no earlier result of evcap; delete it first, or name another file")
-
-
-def is_drawing(path: Path) -> bool:
-    """Whether a file is a PNG that evcap drew."""
-    with open(path, "rb") as file:
-        start = file.read(4096)
-    return start.startswith(PNG_SIGN) and _PNG_MARK in start
 
 
 def _identities(path: str | Path) -> list:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from PIL import Image
 
-from evcap.cli.console import complain
 from evcap.errors import EvcapError
 from evcap.images.opening import ImageError, find_images, open_image
 from evcap.memory.memory import checked_name
 from evcap.text_files import one_line, read_table
 
+Report = Callable[[str], object]
 Box = tuple[float, float, float, float]
 CORNERS = ("x1", "y1", "x2", "y2")
 
@@ -60,11 +60,11 @@ def columns(items: Sequence[NamedImage]) -> tuple[list[str], list[str], list[str
     return [i.name for i in items], [i.source for i in items], [i.label or i.path.name for i in items]
 
 
-def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
+def read_named_folders(folder: str | Path, source: str, report: Report = lambda line: None) -> list[NamedImage]:
     """Images in folders that bear their name, DIR/fire hydrant/1.jpg; what lies deeper counts too.
 
-    Characters that no folder's name can hold may stand as %2F, as in URLs. Folders without images are left out, with one
-    line on standard error. Raises EvcapError when there is no image at all.
+    Characters that no folder's name can hold may stand as %2F, as in URLs. Folders without images are left out, which
+    `report` is told in one line, as are files of kinds that are not read. Raises EvcapError when there is no image at all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
         if part.is_dir() and not part.name.startswith("."):
             name = checked_name(unquote(part.name))
             try:
-                files = find_images([part])
+                files = find_images([part], report=report)
             except EvcapError:
                 empty.append(part.name)
                 continue
@@ -83,7 +83,7 @@ def read_named_folders(folder: str | Path, source: str) -> list[NamedImage]:
         what = f"none of its {len(empty)} folders holds an image" if empty else "holds no folders"
         raise EvcapError(f"{folder}: {what}; put the images of each name into a folder of that name")
     if empty:
-        complain(f"{folder}: folders without images are left out: {', '.join(empty)}")
+        report(f"{folder}: folders without images are left out: {', '.join(empty)}")
     return items
 
 

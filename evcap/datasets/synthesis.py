@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
-import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from evcap.datasets.named_images import NamedImage
 from evcap.errors import EvcapError
 from evcap.files import replacing
-from evcap.progress import tqdm
+from evcap.progress import Progress, silent
 from evcap.weights.sources import local_or_hub
 
 if TYPE_CHECKING:
@@ -30,15 +29,6 @@ if TYPE_CHECKING:
 
 NO_FOLDER = re.compile(r"[%/\\\x00-\x1f]|^\.")  # what cannot stand, or not be seen again, in the name of a folder
 SAMPLE = 2**20  # bytes
-
-
-# options of the recipes that draw
-Template = Annotated[str, typer.Option(help="Prompt; {name} stands for the name.")]
-Count = Annotated[int, typer.Option(min=1, help="Drawings of a name.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's own by default, 1 for Turbo models.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own by default, 0 for Turbo models.")]
-DrawingBatch = Annotated[int, typer.Option(min=1, help="Drawings made together.")]
-Seed = Annotated[int, typer.Option(help="Each drawing's seed follows from this, its name and its number.")]
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ def plan(names: Iterable[str], folder: Path, brush: Brush) -> list[Drawing]:
     return drawings
 
 
-def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tuple[list[NamedImage], Counter[str]]:
+def draw(drawings: Sequence[Drawing], brush: Brush, progress: Progress = silent) -> tuple[list[NamedImage], Counter[str]]:
     """Draw what is not there yet; (all images, how many of each name were blanked).
 
     A readable PNG that tells the same prompt, seed and model (and steps and guidance, where these are given) is kept. One
@@ -99,7 +89,7 @@ def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tupl
     if todo:
         pipeline, arguments = open_pipeline(brush)
         there = len(drawings) - sum(map(len, todo))
-        with tqdm(total=len(drawings), initial=there, desc="drawings", unit="img", disable=quiet) as bar:
+        with progress(len(drawings), "drawings", done=there) as advance:
             for batch in todo:
                 # on the CPU: the same noise whatever the device, and for each image its own, whatever the batch
                 generators = [torch.Generator().manual_seed(d.seed) for d in batch]
@@ -113,7 +103,7 @@ def draw(drawings: Sequence[Drawing], brush: Brush, quiet: bool = False) -> tupl
                         blanked[drawing.name] += 1
                     else:
                         write_png(picture, drawing.path, drawing.about | _strings(arguments))
-                bar.update(len(batch))
+                advance(len(batch))
     left = [d for d in drawings if d.path.is_file()]
     source = f"drawn by {Path(brush.source).name}"
     return [NamedImage(d.name, d.path, source, label=f"{d.path.parent.name}/{d.path.name}") for d in left], blanked

@@ -11,32 +11,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isnan, nan
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from PIL import Image
 
 from evcap.captioner import Captioner
-from evcap.cli.console import open_ahead
 from evcap.config import assets_folder, load_preset, preset_path
 from evcap.datasets.named_images import CORNERS, NamedImage, columns
 from evcap.encoding.ray import Engine, map_by_actors, ray_session
 from evcap.errors import EvcapError
+from evcap.images.ahead import open_ahead
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_encoder
-from evcap.progress import tqdm
+from evcap.progress import Progress, silent
+from evcap.row_store import RowStore
 from evcap.runtime import pick_device
-from evcap.training.features import FeatureCache
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
 NO_BOX = (nan,) * 4
-
-
-# option of the recipes that encode
-Trained = Annotated[Path | None, typer.Option(help="Trained tensors to encode with, if not the shipped ones.")]
 
 
 @dataclass(frozen=True)
@@ -110,26 +104,26 @@ class Encoded:
 def encode_keys(
     encoder: Encoder,
     items: Sequence[NamedImage],
-    progress: str | Path,
+    folder: str | Path,
     batch: int = 32,
     engine: Engine = Engine.local,
-    quiet: bool = False,
+    progress: Progress = silent,
 ) -> Encoded:
     """Keys of all items, in their order, whatever the batch size up to float rounding and the same with each engine.
 
-    progress: a folder that keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
+    folder: keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
     it was; the caller deletes it once the keys are safe. Raises EvcapError when no image opens or Ray fails.
     """
     width = encoder.width
     if not items:
         return Encoded(np.zeros((0, width), np.float16), [], [])
     digest = hashlib.sha256("\n".join(map(_identity, items)).encode(errors="surrogateescape")).hexdigest()
-    cache = FeatureCache(progress, {"items": digest, "encoder": encoder.fingerprint}, len(items), (width,))
+    cache = RowStore(folder, {"items": digest, "encoder": encoder.fingerprint}, len(items), (width,))
     if cache.done < len(items):
         left = [item for start, stop in cache.missing(batch) for item in items[start:stop]]
         rows = encoder.rows(left, batch) if engine == Engine.local else _rows_by_ray(encoder, left, batch)
-        with closing(rows), tqdm(total=len(items), desc="keys", unit="img", disable=quiet) as bar:
-            cache.fill(lambda start, stop: torch.tensor(next(rows)), batch, bar.update)
+        with closing(rows), progress(len(items), "keys") as advance:
+            cache.fill(lambda start, stop: torch.tensor(next(rows)), batch, advance)
     found = np.isfinite(cache.rows).all(1)
     failures = [_why(item) for item, ok in zip(items, found, strict=True) if not ok]
     if not found.any():
@@ -144,16 +138,16 @@ def save_memory(
     output: Path,
     batch: int = 32,
     engine: Engine = Engine.local,
-    quiet: bool = False,
+    progress: Progress = silent,
 ) -> tuple[VisualNameMemory, list[str]]:
     """A new memory of all items in the folder `output`, and a line for each image that has no entry.
 
     OUTPUT.part keeps what is done until the memory is whole. Raises EvcapError as `encode_keys` and `save` do.
     """
     part = output.with_name(f"{output.name}.part")
-    encoded = encode_keys(encoder, items, part, batch, engine, quiet)
+    encoded = encode_keys(encoder, items, part, batch, engine, progress)
     memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
-    memory.save(output, quiet)
+    memory.save(output, progress)
     shutil.rmtree(part)
     return memory, encoded.failures
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from math import ceil
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
 
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
 class Engine(StrEnum):
     local = "local"
     ray = "ray"
-
-
-# option of the commands and recipes that encode
-EngineChoice = Annotated[Engine, typer.Option(help="Who encodes: this process, or the workers of a Ray cluster.")]
 
 
 @contextmanager

@@ -10,12 +10,14 @@ Searches share nothing that they change: any number of threads may search with o
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
-from evcap.config import DecodingConfig
+if TYPE_CHECKING:
+    from evcap.config import DecodingConfig
 
 OURS = "evcap_"  # begins the names of attention functions that know a shared prompt
 Found = tuple[float, list[int]]  # a score and the tokens that earned it

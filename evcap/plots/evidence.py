@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from evcap.cli.outputs import PNG_METADATA
 from evcap.errors import EvcapError
 from evcap.files import replacing
 from evcap.gigapixel.ask.evidence import Evidence, numbered
 from evcap.plots.contact_sheet import wrapped
 from evcap.plots.names import COLOURS, FAINT, INK
+from evcap.plots.png import METADATA
 from evcap.raster.geo import cell_words, intersections
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def draw_overlay(path: str | Path, raster: Raster, evidence: Sequence[Evidence],
         _draw_near(sheet, x, y, side, raster, item, number, _colour(place))
     try:
         with replacing(path) as temporary:
-            sheet.figure.savefig(temporary, format="png", metadata=PNG_METADATA)
+            sheet.figure.savefig(temporary, format="png", metadata=METADATA)
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

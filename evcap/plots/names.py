@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evcap.cli.outputs import PNG_METADATA
 from evcap.errors import EvcapError
 from evcap.files import replacing
+from evcap.plots.png import METADATA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw_names(image: Image.Image, names: Sequence[RetrievedName], attention: np
                 _draw_heat(axes, image, attention[hit.query], COLOURS[rank % len(COLOURS)])
     try:
         with replacing(path) as file:
-            figure.savefig(file, format="png", metadata=PNG_METADATA)
+            figure.savefig(file, format="png", metadata=METADATA)
     except OSError as error:
         raise EvcapError(f"cannot write {path}: {error.strerror}") from None
 

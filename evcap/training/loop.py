@@ -19,9 +19,9 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from evcap.errors import EvcapError
 from evcap.model.evcap import EVCap, load_parts, trained_parts
-from evcap.progress import tqdm
+from evcap.progress import Progress, silent
+from evcap.row_store import Share
 from evcap.runtime import processes, training_precision, use_all_cores
-from evcap.training.features import Share
 from evcap.training.run_folder import RunFolder, parameter_groups
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -47,7 +47,7 @@ class TrainingLoop:
     `start` when the images are fewer than one step takes.
     """
 
-    def __init__(self, config, quiet: bool):
+    def __init__(self, config, progress: Progress = silent, report: Callable[[str], None] = lambda line: None):
         self.config = config
         state = processes()
         precision = training_precision(state.device)
@@ -57,7 +57,7 @@ class TrainingLoop:
             _shard_on_cpus(self.accelerator, precision)
         use_all_cores(state.device, state.num_processes)
         torch.manual_seed(config.seed)
-        self.quiet = quiet or not self.accelerator.is_main_process
+        self.progress, self.report = (progress, report) if self.accelerator.is_main_process else (silent, lambda line: None)
         with self.accelerator.main_process_first():
             self.run = RunFolder(config.output, dataclasses.asdict(config))
         self.accelerator.init_trackers("tensorboard")
@@ -159,7 +159,7 @@ class TrainingLoop:
         saved_at = time.monotonic()
         tensors = self._trained() if self.done == self.total else {}  # killed right behind its last checkpoint
         title = Path(config.output).name
-        with tqdm(total=self.total, initial=self.done, desc=title, unit="step", disable=self.quiet) as bar:
+        with self.progress(self.total, title, "step", self.done) as advance:
             for step in range(self.done, self.total):
                 epoch, inside = divmod(step, self.steps_per_epoch)
                 order = torch.randperm(self.pictures, generator=torch.Generator().manual_seed(seed + epoch))
@@ -170,11 +170,10 @@ class TrainingLoop:
                     torch.manual_seed(draws)
                     yield chosen[place * config.batch : (place + 1) * config.batch].tolist(), draws
                 totals = self._update(step)
-                bar.update()
-                bar.set_postfix({k: f"{v:.3f}" for k, v in totals.items()})
+                advance(note=", ".join(f"{name} {value:.3f}" for name, value in totals.items()))
                 last = step + 1 == self.total
                 if config.validate and (last or inside + 1 == self.steps_per_epoch):
-                    best = self._validate(validate, step, epoch, best, bar)
+                    best = self._validate(validate, step, epoch, best)
                 if last:
                     tensors = self._save(step + 1)
                 elif self._agreed(time.monotonic() - saved_at > 60 * config.checkpoint_minutes):
@@ -182,7 +181,7 @@ class TrainingLoop:
                     saved_at = time.monotonic()
             if self.accelerator.is_main_process:
                 self.run.save_trained(tensors, "last")
-                bar.write(f"wrote {self.run.plot()}")
+                self.report(f"wrote {self.run.plot()}")
         self.accelerator.end_training()
 
     def _agreed(self, due: bool) -> bool:
@@ -215,13 +214,13 @@ class TrainingLoop:
             self.run.record(step=step, **totals)
         return totals
 
-    def _validate(self, validate, step: int, epoch: int, best: float, bar) -> float:
+    def _validate(self, validate, step: int, epoch: int, best: float) -> float:
         scores = validate()  # all processes together: nobody waits so long for another that a collective gives up
         if not self.accelerator.is_main_process:
             return best
         self.run.record(step=step, **scores)
         self.accelerator.log({f"val_{k}": v for k, v in scores.items()}, step=step)
-        bar.write(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
+        self.report(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
         if scores.get("cider", best) >= best:
             best = scores.get("cider", best)
             self.run.save_trained(trained_parts(self.model), "best")

@@ -34,7 +34,7 @@ def brush(folder, **changes) -> Brush:
 
 def drawn(names, target, brush) -> dict[str, np.ndarray]:
     """Pixels (64,64,3) of each drawing by its place below `target`."""
-    items, _ = draw(plan(names, target, brush), brush, quiet=True)
+    items, _ = draw(plan(names, target, brush), brush)
     return {str(item.path.relative_to(target)): np.asarray(Image.open(item.path)).astype(int) for item in items}
 
 
@@ -99,8 +99,8 @@ def test_what_the_safety_checker_blanks_and_what_is_black_is_left_out(folder, tm
     names = ["dog", "cat"]
     plain = drawn(names, tmp_path / "plain", brush(folder))
     checked = add_safety_checker(folder, tmp_path / "checked", plain["cat/1.png"].astype(np.uint8))
-    draw(plan(["cat"], tmp_path / "out", brush(folder)), brush(folder), quiet=True)  # of a model without a checker
-    items, blanked = draw(plan(names, tmp_path / "out", brush(checked)), brush(checked), quiet=True)
+    draw(plan(["cat"], tmp_path / "out", brush(folder)), brush(folder))  # of a model without a checker
+    items, blanked = draw(plan(names, tmp_path / "out", brush(checked)), brush(checked))
     assert blanked == {"cat": 1} and [f"{i.path.parent.name}/{i.path.name}" for i in items] == [
         "dog/0.png",
         "dog/1.png",
@@ -113,7 +113,7 @@ def test_what_the_safety_checker_blanks_and_what_is_black_is_left_out(folder, tm
         return type("Drawn", (), {"images": [Image.new("RGB", (8, 8), "black" if "cat" in p else "red") for p in prompts]})
 
     monkeypatch.setattr(synthesis, "open_pipeline", lambda brush: (black, {"num_inference_steps": 1, "guidance_scale": 0.0}))
-    items, blanked = draw(plan(names, tmp_path / "black", brush(folder)), brush(folder), quiet=True)
+    items, blanked = draw(plan(names, tmp_path / "black", brush(folder)), brush(folder))
     assert blanked == {"cat": 2} and [i.name for i in items] == ["dog", "dog"]
 
 

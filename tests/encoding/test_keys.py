@@ -53,7 +53,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
 def test_keys_do_not_depend_on_the_batch_size(encoder, items, tmp_path, batch):
-    encoded = encode_keys(encoder, items, tmp_path / "part", batch, quiet=True)
+    encoded = encode_keys(encoder, items, tmp_path / "part", batch)
     assert encoded.items == items[:5] + items[6:]
     assert len(encoded.failures) == 1 and encoded.failures[0].startswith(f"{items[5].path}: damaged or cut short")
     wanted = expected(encoder, encoded.items)
@@ -63,7 +63,7 @@ def test_keys_do_not_depend_on_the_batch_size(encoder, items, tmp_path, batch):
 
 
 def test_an_interrupted_run_goes_on(encoder, items, tmp_path, monkeypatch):
-    whole = encode_keys(encoder, items, tmp_path / "straight", 2, quiet=True)
+    whole = encode_keys(encoder, items, tmp_path / "straight", 2)
     asked = []
 
     def keys(self, images, batch_size=16, plain=Captioner.keys):
@@ -75,24 +75,24 @@ def test_an_interrupted_run_goes_on(encoder, items, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Captioner, "keys", keys)
     with pytest.raises(KeyboardInterrupt):
-        encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
-    again = encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
+        encode_keys(encoder, items, tmp_path / "part", 2)
+    again = encode_keys(encoder, items, tmp_path / "part", 2)
     assert asked == [2, 2, 1, "interrupted", 2, 2, 1]  # the third batch has the damaged image
     assert (again.keys == whole.keys).all() and again.items == whole.items and again.failures == whole.failures
 
 
 def test_what_was_done_counts_for_the_same_pictures_boxes_and_encoder_only(encoder, items, tmp_path, monkeypatch):
     items = items[:4]
-    encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
+    encode_keys(encoder, items, tmp_path / "part", 2)
     monkeypatch.setattr(Captioner, "keys", lambda *args: pytest.fail("computed again"))
-    encode_keys(encoder, items, tmp_path / "part", 4, quiet=True)
+    encode_keys(encoder, items, tmp_path / "part", 4)
     other_box = [*items[:3], dataclasses.replace(items[3], box=(0.0, 0.0, 9.0, 9.0))]
     for others in (items[:3], items[::-1], other_box):
         with pytest.raises(BaseException, match="computed again"):
-            encode_keys(encoder, others, tmp_path / "part", 2, quiet=True)
+            encode_keys(encoder, others, tmp_path / "part", 2)
     os.utime(items[0].path, (1, 1))
     with pytest.raises(BaseException, match="computed again"):
-        encode_keys(encoder, items, tmp_path / "part", 2, quiet=True)
+        encode_keys(encoder, items, tmp_path / "part", 2)
 
 
 def test_no_picture_at_all(encoder, items, tmp_path):
@@ -100,9 +100,9 @@ def test_no_picture_at_all(encoder, items, tmp_path):
     items[0].path.unlink()
     for _ in range(2):  # nothing is remembered: they may be there the next time
         with pytest.raises(EvcapError, match="none of the 2 images can be used; the first: .*0.png: there is no such file"):
-            encode_keys(encoder, [items[0], items[5]], tmp_path / "part", quiet=True)
+            encode_keys(encoder, [items[0], items[5]], tmp_path / "part")
     Image.new("RGB", (40, 40)).save(items[0].path)
-    assert len(encode_keys(encoder, [items[0], items[5]], tmp_path / "part", quiet=True).items) == 1
+    assert len(encode_keys(encoder, [items[0], items[5]], tmp_path / "part").items) == 1
 
 
 def test_an_encoder_needs_trained_tensors():
@@ -113,7 +113,7 @@ def test_an_encoder_needs_trained_tensors():
 def test_ray_is_an_extra(encoder, items, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EvcapError, match="needs Ray .*: pip install -e '.\\[cluster\\]'"):
-        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+        encode_keys(encoder, items, tmp_path, engine=Engine.ray)
 
 
 def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
@@ -124,19 +124,19 @@ def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(EvcapError, match="Ray does not start or answer: nobody there"):
-        encode_keys(encoder, items, tmp_path, engine=Engine.ray, quiet=True)
+        encode_keys(encoder, items, tmp_path, engine=Engine.ray)
 
 
 def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker has one
-    here = encode_keys(encoder, items, tmp_path / "here", 2, quiet=True)
+    here = encode_keys(encoder, items, tmp_path / "here", 2)
     torch.set_num_threads(threads)
     workers = []
     pool = two_workers.data.ActorPoolStrategy
     monkeypatch.setattr(two_workers.data, "ActorPoolStrategy", lambda size: workers.append(size) or pool(size=size))
     monkeypatch.setattr(Captioner, "keys", lambda *args: pytest.fail("encoded in this process"))
-    there = encode_keys(encoder, items, tmp_path / "there", 2, Engine.ray, quiet=True)
+    there = encode_keys(encoder, items, tmp_path / "there", 2, Engine.ray)
     assert workers == [2]
     assert (there.keys == here.keys).all() and there.items == here.items and there.failures == here.failures
 

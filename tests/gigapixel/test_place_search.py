@@ -52,7 +52,7 @@ def painted(tmp_path):
         raster = Raster(tmp_path / "image.png")
         plan = make_plan("pyramid", 400, 300, side=32)
         index = TileIndex.open(tmp_path / "index", raster, plan, "colours", ColourTower.shape)
-        index.fill(ColourTower(), quiet=True)
+        index.fill(ColourTower())
         return index
 
     return paint

@@ -52,18 +52,18 @@ def scene(tmp_path):
 @pytest.mark.parametrize("budget", [1, 5, 40, 200, 600])
 def test_no_more_is_encoded_than_allowed(scene, tmp_path, budget):
     index, encoder = opened(scene, tmp_path / "index"), Redness()
-    answer = fill_promising(index, encoder, red, budget, batch=4, quiet=True)
+    answer = fill_promising(index, encoder, red, budget, batch=4)
     assert answer.encoded == len(index.numbers()) and answer.of == len(index.plan)
     assert budget / 3 <= answer.encoded <= budget
-    again = fill_promising(index, encoder, red, 5000, batch=4, quiet=True)
+    again = fill_promising(index, encoder, red, 5000, batch=4)
     assert again.encoded + answer.encoded == len(index.plan)  # enough for everything
     calls = len(encoder.calls)
-    assert fill_promising(index, encoder, red, 50, quiet=True).encoded == 0 and len(encoder.calls) == calls
+    assert fill_promising(index, encoder, red, 50).encoded == 0 and len(encoder.calls) == calls
 
 
 def test_the_target_is_found_with_a_part_of_the_work(scene, tmp_path):
     index = opened(scene, tmp_path / "index")
-    answer = fill_promising(index, Redness(), red, 200, batch=4, quiet=True)
+    answer = fill_promising(index, Redness(), red, 200, batch=4)
     assert answer.encoded <= 200 < len(index.plan) / 5
     numbers = index.numbers()
     best = numbers[red(numbers, index.queries(numbers)).argmax()]
@@ -85,7 +85,7 @@ def test_only_children_of_the_best_are_encoded(scene, tmp_path):
         scored.update(zip(numbers.tolist(), red(numbers, queries), strict=True))
         return red(numbers, queries)
 
-    fill_promising(index, Redness(), score, 150, batch=4, quiet=True)
+    fill_promising(index, Redness(), score, 150, batch=4)
     plan, reached = index.plan, 0
     levels = plan.level_of(index.numbers())
     for depth, level in enumerate(plan.levels[1:], 1):
@@ -109,9 +109,9 @@ def test_nothing_is_done_about_empty_parts(tmp_path):
     index, asked = opened(tmp_path / "a.tif", tmp_path / "index"), []
     plain = index.raster.empty_boxes
     index.raster.empty_boxes = lambda boxes: asked.extend(map(tuple, boxes.tolist())) or plain(boxes)
-    answer = fill_promising(index, Redness(), red, 10000, batch=4, quiet=True)
+    answer = fill_promising(index, Redness(), red, 10000, batch=4)
     whole = opened(tmp_path / "a.tif", tmp_path / "whole")
-    whole.fill(Redness(), quiet=True)
+    whole.fill(Redness())
     assert (index.numbers() == whole.numbers()).all() and answer.encoded == len(index.numbers())
     boxes = index.plan.boxes(np.flatnonzero(index.states == EMPTY))
     touched = [any(b[0] < c[2] and b[2] > c[0] and b[1] < c[3] and b[3] > c[1] for c in content) for b in boxes]
@@ -121,9 +121,9 @@ def test_nothing_is_done_about_empty_parts(tmp_path):
 def test_what_is_encoded_already_costs_nothing(scene, tmp_path):
     index = opened(scene, tmp_path / "index")
     coarse = np.arange(index.plan.levels[-2].stop)
-    index.fill(Redness(), coarse, quiet=True)
+    index.fill(Redness(), coarse)
     encoder = Redness()
-    answer = fill_promising(index, encoder, red, 60, batch=4, quiet=True)
+    answer = fill_promising(index, encoder, red, 60, batch=4)
     finest = index.numbers() >= index.plan.levels[-1].start
     assert answer.encoded == finest.sum() and 30 <= answer.encoded <= 60
 

@@ -52,7 +52,7 @@ def scene(tmp_path) -> Path:
 @pytest.fixture
 def filled(scene, tmp_path) -> TileIndex:
     index = opened(scene, tmp_path / "straight")
-    index.fill(PlainEncoder(), batch=4, quiet=True)
+    index.fill(PlainEncoder(), batch=4)
     return index
 
 
@@ -63,7 +63,7 @@ def contents(folder) -> dict[str, bytes]:
 def test_features_are_those_of_each_tile(scene, tmp_path):
     index, encoder = opened(scene, tmp_path / "new" / "folder"), PlainEncoder()
     assert (index.states == MISSING).all() and len(index.numbers()) == 0 and not list(index.chunks())
-    answer = index.fill(encoder, batch=4, quiet=True)
+    answer = index.fill(encoder, batch=4)
     touched = [
         any(x1 < b[2] and x2 > b[0] and y1 < b[3] and y2 > b[1] for b in CONTENT) for x1, y1, x2, y2 in index.plan.boxes()
     ]
@@ -93,7 +93,7 @@ def test_features_are_those_of_each_tile(scene, tmp_path):
 def test_what_is_there_is_not_encoded_again(filled, scene):
     again, encoder = opened(scene, filled.folder), PlainEncoder()
     assert (again.states == filled.states).all()
-    assert again.fill(encoder, quiet=True) == Filled(0, 0, len(again.plan)) and encoder.calls == []
+    assert again.fill(encoder) == Filled(0, 0, len(again.plan)) and encoder.calls == []
     assert (again.queries(again.numbers()) == filled.queries(filled.numbers())).all()
 
 
@@ -102,7 +102,7 @@ def test_parts_in_any_order_are_the_whole(filled, scene, tmp_path):
     draw = np.random.default_rng(0)
     for part in np.array_split(draw.permutation(len(index.plan)), 5):
         asked = np.concatenate([part, part[:3]])  # some twice
-        answer = index.fill(encoder, asked, 4, quiet=True)
+        answer = index.fill(encoder, asked, 4)
         assert answer.of == len(asked) and (index.states[part] != MISSING).all()
         assert answer.encoded == (filled.states[part] == ENCODED).sum()
     assert contents(index.folder) == contents(filled.folder)
@@ -111,7 +111,7 @@ def test_parts_in_any_order_are_the_whole(filled, scene, tmp_path):
 def test_empty_parts_take_no_space(tmp_path):
     write_scene(tmp_path / "a.tif", 2400, 1600, 128, content=[(0, 0, 256, 128)])
     index = opened(tmp_path / "a.tif", tmp_path / "index")
-    answer = index.fill(PlainEncoder(), quiet=True)
+    answer = index.fill(PlainEncoder())
     assert answer.encoded < 150 < 8000 < answer.empty
     file = (index.folder / "features.f16").stat()
     assert file.st_size == len(index.plan) * 24 and file.st_blocks * 512 < file.st_size / 2
@@ -134,9 +134,9 @@ def test_an_interrupted_run_goes_on_at_once(filled, scene, tmp_path):
         encoder, rest = interrupted(after), PlainEncoder()
         index = opened(scene, tmp_path / str(after))
         with pytest.raises(KeyboardInterrupt):
-            index.fill(encoder, batch=4, quiet=True)
+            index.fill(encoder, batch=4)
         assert len(encoder.calls) == after and index.counts()[ENCODED] == 4 * after
-        opened(scene, index.folder).fill(rest, batch=4, quiet=True)
+        opened(scene, index.folder).fill(rest, batch=4)
         assert len(rest.calls) + after == -(-filled.counts()[ENCODED] // 4)
         assert contents(index.folder) == contents(filled.folder)
 
@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_at_once(filled, scene, tmp_path):
 def test_a_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
     write_scene(tmp_path / "a.tif", 800, 600)
     straight = opened(tmp_path / "a.tif", tmp_path / "straight")
-    straight.fill(PlainEncoder(), batch=4, quiet=True)
+    straight.fill(PlainEncoder(), batch=4)
     command = [sys.executable, str(WRITER), str(tmp_path / "a.tif"), str(tmp_path / "killed")]
     environment = os.environ | {"PYTHONPATH": str(WRITER.parent.parent)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -160,7 +160,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
         assert process.communicate()[1] == ""
     assert known == sorted(known) and len(set(known)) > KILLS / 2 and known[-1] < len(straight.plan)  # they fell on its way
     index = opened(tmp_path / "a.tif", tmp_path / "killed")
-    index.fill(PlainEncoder(), batch=4, quiet=True)
+    index.fill(PlainEncoder(), batch=4)
     assert contents(index.folder) == contents(straight.folder) and index.counts() == [0, len(index.plan), 0]
 
 
@@ -178,12 +178,12 @@ def test_a_full_disk_is_one_line_and_the_rest_fits_later(filled, scene, tmp_path
         with pytest.raises(
             EvcapError, match="cannot write to .*full: No space left on device; what is encoded is kept"
         ) as caught:
-            index.fill(PlainEncoder(), batch=4, quiet=True)
+            index.fill(PlainEncoder(), batch=4)
     assert "\n" not in str(caught.value)
     again = opened(scene, index.folder)
     assert 0 < again.counts()[ENCODED] < filled.counts()[ENCODED]
     assert (again.queries(again.numbers()) == filled.queries(again.numbers())).all()
-    again.fill(PlainEncoder(), batch=4, quiet=True)
+    again.fill(PlainEncoder(), batch=4)
     assert contents(again.folder) == contents(filled.folder)
 
 
@@ -195,7 +195,7 @@ def test_another_file_plan_or_encoder_is_refused(filled, scene):
     with pytest.raises(EvcapError, match=f"straight is the index of another encoder; {again}"):
         opened(scene, filled.folder, encoder=other)
     with pytest.raises(EvcapError, match="straight is the index of another encoder"):
-        filled.fill(other(), quiet=True)
+        filled.fill(other())
     with scene.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
@@ -204,7 +204,7 @@ def test_another_file_plan_or_encoder_is_refused(filled, scene):
     with pytest.raises(EvcapError, match="another file, or city.tif has changed since; .* --anew"):
         opened(scene, filled.folder)
     with pytest.raises(EvcapError, match="city.tif has changed since it was opened"):
-        filled.fill(PlainEncoder(), quiet=True)
+        filled.fill(PlainEncoder())
 
 
 def test_a_renamed_file_keeps_its_index(filled, scene):
@@ -257,10 +257,10 @@ def test_what_an_unfinished_creation_left_is_no_index(scene, filled, tmp_path):
 def test_two_processes_do_not_write_at_once(scene, tmp_path):
     one, two = opened(scene, tmp_path / "index"), opened(scene, tmp_path / "index")
     with one.writing(), pytest.raises(EvcapError, match="another process is writing to .*index; wait"):
-        two.fill(PlainEncoder(), quiet=True)
-    one.fill(PlainEncoder(), quiet=True)
+        two.fill(PlainEncoder())
+    one.fill(PlainEncoder())
     encoder = PlainEncoder()
-    two.fill(encoder, quiet=True)  # it sees what the first has done
+    two.fill(encoder)  # it sees what the first has done
     assert encoder.calls == [] and (two.states == one.states).all()
 
 
@@ -281,9 +281,9 @@ def test_features_of_the_real_model_do_not_depend_on_neighbours_or_parts(caption
         return TileIndex.open(tmp_path / name, raster, plan, tower.encoder_fingerprint, tower.shape)
 
     index, parts = make("index"), make("parts")
-    index.fill(tower, batch=3, quiet=True)
+    index.fill(tower, batch=3)
     for numbers in (np.array([5, 2]), None):
-        parts.fill(tower, numbers, batch=3, quiet=True)
+        parts.fill(tower, numbers, batch=3)
     assert contents(parts.folder) == contents(folder) and index.counts() == [0, len(index.plan), 0]
     pictures = [read_square(index.raster, index.plan, np.array([n]), 288).pixels[0] for n in range(len(index.plan))]
     from PIL import Image

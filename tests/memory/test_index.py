@@ -33,7 +33,7 @@ def test_an_index_finds_the_names_that_comparing_every_key_finds(kind, dtype, co
     queries = near(memory, 20, seed)
     similarity, entry = memory.nearest(flat := unit(queries), 5)
     wanted = memory.search(queries)
-    memory.reindex(kind, quiet=True)
+    memory.reindex(kind)
     close, found = memory.nearest(flat, 5)
     assert (close[:, 0] >= similarity[:, 0] - 1e-3).mean() >= 0.95
     assert np.mean([a == b for a, b in zip(found[:, 0], entry[:, 0], strict=True)]) >= 0.95

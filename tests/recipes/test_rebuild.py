@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from evcap.config import shipped_memory
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
+from evcap.progress import silent
 from memory import rebuild
 
 NAMES = ["red/crimson", "teapot", "kite_(toy)/paper kite", "wolf", "stop sign"]
@@ -181,9 +182,11 @@ def test_a_damaged_picture_is_reported_and_the_rest_is_done(folder):
 
 def test_a_quiet_run_builds_its_index_quietly(folder, monkeypatch):
     asked, save = [], VisualNameMemory.save
-    monkeypatch.setattr(VisualNameMemory, "save", lambda self, to, quiet=False: asked.append(quiet) or save(self, to, quiet))
+    monkeypatch.setattr(
+        VisualNameMemory, "save", lambda self, to, progress=None: asked.append(progress) or save(self, to, progress)
+    )
     run(folder)
-    assert asked == [True]
+    assert asked == [silent]
 
 
 def test_bad_calls_get_one_clear_line(folder):

@@ -16,12 +16,13 @@ from torch import nn
 
 from evcap.datasets.coco import CaptionedImage
 from evcap.model.evcap import EVCap
-from evcap.training.features import FeatureCache, cached_patches, cached_queries
+from evcap.row_store import RowStore
+from evcap.training.features import cached_patches, cached_queries
 
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
 KILLED = """
 import os, signal, sys
-from tests.test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
+from tests.training.test_features import ITEMS, KEY, SHAPE, RowStore, truth
 
 def compute(start, stop):
     if start == 6:
@@ -29,7 +30,7 @@ def compute(start, stop):
         os.kill(os.getpid(), signal.SIGKILL)
     return truth(start, stop)
 
-cache = FeatureCache(sys.argv[1], KEY, ITEMS, SHAPE)
+cache = RowStore(sys.argv[1], KEY, ITEMS, SHAPE)
 cache.fill(compute, 3, lambda n: None)
 """
 
@@ -38,7 +39,7 @@ def truth(start: int, stop: int) -> torch.Tensor:
     return torch.arange(start * 6, stop * 6, dtype=torch.float32).view(-1, *SHAPE) / 4
 
 
-def fill(folder: Path, key: dict = KEY) -> tuple[FeatureCache, list, list]:
+def fill(folder: Path, key: dict = KEY) -> tuple[RowStore, list, list]:
     """The cache filled to its end, the (start, stop) that were computed, and what the progress bar was fed."""
     computed, fed = [], []
 
@@ -46,7 +47,7 @@ def fill(folder: Path, key: dict = KEY) -> tuple[FeatureCache, list, list]:
         computed.append((start, stop))
         return truth(start, stop)
 
-    cache = FeatureCache(folder, key, ITEMS, SHAPE)
+    cache = RowStore(folder, key, ITEMS, SHAPE)
     cache.fill(compute, 3, fed.append)
     return cache, computed, fed
 
@@ -72,7 +73,7 @@ def test_killed_process_is_continued(tmp_path):
 @pytest.mark.parametrize("processes", [2, 3, 7])
 def test_several_processes_share_the_work(processes, tmp_path):
     """Each computes its own batches, in whatever order they come; what one has done another need not do."""
-    caches = [FeatureCache(tmp_path, KEY, ITEMS, SHAPE) for _ in range(processes)]
+    caches = [RowStore(tmp_path, KEY, ITEMS, SHAPE) for _ in range(processes)]
     computed = []
 
     def compute(start, stop):
@@ -87,7 +88,7 @@ def test_several_processes_share_the_work(processes, tmp_path):
 
 
 def test_another_batch_size_goes_on_as_well(tmp_path):
-    cache = FeatureCache(tmp_path, KEY, ITEMS, SHAPE)
+    cache = RowStore(tmp_path, KEY, ITEMS, SHAPE)
     with pytest.raises(KeyboardInterrupt):
         cache.fill(lambda a, b: truth(a, b) if a < 4 else exec("raise KeyboardInterrupt"), 2, lambda n: None)
     cache, computed, _ = fill(tmp_path)
@@ -104,8 +105,8 @@ def test_rows_deleted_to_free_the_disk_are_computed_again(tmp_path):
 def test_another_key_is_another_file(tmp_path):
     first, _, _ = fill(tmp_path)
     for key in (KEY | {"weights": "b"}, KEY | {"files": ["y", "x"]}, KEY | {"flip": True}):
-        assert FeatureCache(tmp_path, key, ITEMS, SHAPE).done == 0
-    same = FeatureCache(tmp_path, dict(reversed(KEY.items())), ITEMS, SHAPE)  # order of settings does not matter
+        assert RowStore(tmp_path, key, ITEMS, SHAPE).done == 0
+    same = RowStore(tmp_path, dict(reversed(KEY.items())), ITEMS, SHAPE)  # order of settings does not matter
     assert same.done == ITEMS and same.path == first.path
     assert len(list(tmp_path.glob("*.f16"))) == 4
 
@@ -140,19 +141,19 @@ def records(tmp_path, monkeypatch) -> list[CaptionedImage]:
 
 
 def test_features_of_pictures(model, records, tmp_path):
-    patches = cached_patches(model, records, tmp_path, quiet=True)
+    patches = cached_patches(model, records, tmp_path)
     assert patches.shape == (3, 4, 20) and model.backbone.calls == 1
     assert (np.diff(patches.astype(np.float32), axis=2) >= 0).all()  # brighter to the right
-    mirrored = cached_patches(model, records, tmp_path, mirrored=True, quiet=True)
+    mirrored = cached_patches(model, records, tmp_path, mirrored=True)
     assert (np.diff(mirrored.astype(np.float32), axis=2) <= 0).all() and (mirrored != patches).any()
-    assert (cached_patches(model, records, tmp_path, quiet=True) == patches).all() and model.backbone.calls == 2
+    assert (cached_patches(model, records, tmp_path) == patches).all() and model.backbone.calls == 2
 
-    queries = cached_queries(model, records, tmp_path, "encoder a", quiet=True)
+    queries = cached_queries(model, records, tmp_path, "encoder a")
     assert queries.shape == (3, 6, 24) and model.backbone.calls == 2  # from the patch tokens on disk
     with torch.inference_mode():
         direct = model.query_features(torch.from_numpy(patches.astype(np.float32)))
     np.testing.assert_allclose(queries.astype(np.float32), direct.numpy(), atol=0.002)  # kept as float16
     model.image_qformer.forward = None  # nothing is computed a second time ...
-    assert (cached_queries(model, records, tmp_path, "encoder a", quiet=True) == queries).all()
+    assert (cached_queries(model, records, tmp_path, "encoder a") == queries).all()
     with pytest.raises(TypeError):  # ... but by another encoder
-        cached_queries(model, records, tmp_path, "encoder b", quiet=True)
+        cached_queries(model, records, tmp_path, "encoder b")

@@ -199,7 +199,7 @@ def test_a_run_puts_its_tensors_together_once_at_its_end(alone, tmp_path, monkey
     config = Config(str(tmp_path / "run"), [], 1, 2, 1e-2, max_steps=2, validate=0, checkpoint_minutes=60)
     ends, last = [], tmp_path / "run" / "last.safetensors"
     for steps in (2, 0):
-        training = loop.TrainingLoop(config, quiet=True)
+        training = loop.TrainingLoop(config)
         trainer = training.start(Squares(tiny_evcap()), pictures=8)
         assert [training.backward(trainer()) for _ in training.batches(dict)] == [None] * steps
         ends.append(read_safetensors(last))

@@ -27,6 +27,7 @@ from evcap.gigapixel.tiles.index import MISSING, TileIndex
 from evcap.gigapixel.tiles.plans import make_plan
 from evcap.gigapixel.tiles.promising import fill_promising
 from evcap.memory.memory import RetrievedName
+from evcap.progress import Progress, silent
 from evcap.raster.geo import cell_words
 from evcap.raster.raster import Raster
 
@@ -105,7 +106,7 @@ class Analyst:
         index: TileIndex,
         question: Question,
         budget: int = BUDGET,
-        quiet: bool = True,
+        progress: Progress = silent,
         overview: Evidence | None = None,
         thorough: bool = False,
     ) -> Answer:
@@ -124,7 +125,7 @@ class Analyst:
         counting = question.kind in ("count", "presence")
         found: list[list[Place]] = []
         if question.phrases:
-            self._fill(index, question.phrases, budget, quiet)
+            self._fill(index, question.phrases, budget, progress)
             found = self.retriever.find(index, question.phrases)
         sure = [[place for place in places if place.sure] for places in found]
         every, contexts = _in_turn(sure), self.retriever.rule.contexts
@@ -145,14 +146,14 @@ class Analyst:
         evidence += [_undescribed(place) for place in every[len(described) :]]
         return self._answer(index, text, every, evidence, sum(counts) if counting else None)
 
-    def caption(self, index: TileIndex, budget: int = BUDGET, quiet: bool = True) -> Answer:
+    def caption(self, index: TileIndex, budget: int = BUDGET, progress: Progress = silent) -> Answer:
         """A paragraph: the whole image first, then what the labels of the galleries find in it, where they find it.
 
         There is no question here, so the labels ask: of all places that are sure, one a label, the best that do not overlap.
         That is ours, neither paper has it.
         """
         phrases = self.labels or [hit.name for hit in self.captioner.names(_overview(index.raster, self.captioner))[0]]
-        self._fill(index, phrases, budget, quiet)
+        self._fill(index, phrases, budget, progress)
         found = self.retriever.survey(index, phrases, TOLD)
         evidence = self._describe(index.raster, found)
         whole, *parts = evidence
@@ -161,13 +162,13 @@ class Analyst:
         sentences += [_sentence(f"{_place_words(cell_words(part.box, *size))}: {part.caption}") for part in parts]
         return self._answer(index, " ".join(sentences), found, evidence, None)
 
-    def _fill(self, index: TileIndex, phrases: Sequence[str], budget: int, quiet: bool) -> None:
+    def _fill(self, index: TileIndex, phrases: Sequence[str], budget: int, progress: Progress) -> None:
         if index.counts()[MISSING]:
 
             def promising(numbers: np.ndarray, queries: np.ndarray) -> np.ndarray:
                 return np.max([scores.of("both") for scores in self.retriever.scores([queries], phrases)], axis=0)
 
-            fill_promising(index, self.tower, promising, budget, quiet=quiet)
+            fill_promising(index, self.tower, promising, budget, progress=progress)
 
     def _describe(self, raster: Raster, places: Sequence[Place], overview: Evidence | None = None) -> list[Evidence]:
         """The overview, unless it is there already, and the places, captioned."""

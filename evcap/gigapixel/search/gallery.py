@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from evcap.errors import EvcapError
+from evcap.language.sentences import cached_sentences
 from evcap.memory.memory import VisualNameMemory
-from evcap.training.features import cached_sentences
 
 REDUCERS = ("mean", "cluster", "rerank")
 DELTA = 0.5
@@ -63,7 +63,7 @@ class Gallery:
     @cached_property
     def texts(self) -> np.ndarray:
         """(L,384) float32 unit vectors: the labels as sentences, by all-MiniLM-L6-v2, which ImageRAG keys its labels by too."""
-        return cached_sentences(self.labels, quiet=True).numpy()
+        return cached_sentences(self.labels).numpy()
 
     def keys(self, label: str) -> np.ndarray:
         """(n,D) float32 unit vectors of a label's images."""

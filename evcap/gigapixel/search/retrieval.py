@@ -24,7 +24,7 @@ from evcap.gigapixel.search.towers import Tower
 from evcap.gigapixel.tiles.index import TileIndex
 from evcap.language.sentences import sentence_embedder
 from evcap.language.similarity import nearest_query
-from evcap.model.qformer import mean_keys
+from evcap.memory.keys import mean_keys
 from evcap.prefetch import prefetched
 from evcap.raster.geo import suppress
 from evcap.raster.raster import Raster

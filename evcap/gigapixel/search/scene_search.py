@@ -15,6 +15,7 @@ from evcap.gigapixel.search.retrieval import Retriever
 from evcap.gigapixel.search.towers import Tower, open_tower
 from evcap.gigapixel.tiles.index import TileIndex
 from evcap.gigapixel.tiles.plans import make_plan
+from evcap.progress import Progress
 from evcap.raster.raster import Raster
 
 UNMEASURED = RetrievalConfig(math.inf, math.inf, math.inf, 0.0)  # nothing is found for sure
@@ -69,11 +70,11 @@ class Searcher:
         return cls(captioner, tower, gallery, Retriever(tower, [gallery], settings.retrieval or UNMEASURED))
 
 
-def whole_index(raster: Raster, tower: Tower, plan: str, quiet: bool) -> TileIndex:
+def whole_index(raster: Raster, tower: Tower, plan: str, progress: Progress) -> TileIndex:
     """The complete index of a scene by a plan, made beside it if it is not there."""
     options = {"side": tower.image_size} if plan == "pyramid" else {}
     divided = make_plan(plan, raster.width, raster.height, **options)
     folder = raster.path.with_name(f"{raster.path.name}.{'evcap' if plan == 'pyramid' else plan}")
     index = TileIndex.open(folder, raster, divided, tower.encoder_fingerprint, tower.shape)
-    index.fill(tower, quiet=quiet)
+    index.fill(tower, progress=progress)
     return index

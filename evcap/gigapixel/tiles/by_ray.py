@@ -17,13 +17,15 @@ from evcap.gigapixel.search.towers import open_tower
 from evcap.gigapixel.tiles.index import BATCH, EMPTY, ENCODED, MISSING, TileIndex, encode_tiles
 from evcap.gigapixel.tiles.plans import make_plan
 from evcap.gigapixel.tiles.reading import read_ahead, squares
-from evcap.progress import tqdm
+from evcap.progress import Progress, silent
 from evcap.raster.raster import Raster, RasterError
 
 BATCHES_A_TASK = 16  # what a task did is on disk only when all of it is done
 
 
-def fill_by_ray(indexes: Sequence[TileIndex], encoder: Encoder, batch: int = BATCH, quiet: bool = False) -> list[str | None]:
+def fill_by_ray(
+    indexes: Sequence[TileIndex], encoder: Encoder, batch: int = BATCH, progress: Progress = silent
+) -> list[str | None]:
     """Encode what is missing in all of these; the features are those of TileIndex.fill.
 
     Returns for each index why it could not be filled, in one line, or None. Raises EvcapError when Ray fails or an index
@@ -44,14 +46,14 @@ def fill_by_ray(indexes: Sequence[TileIndex], encoder: Encoder, batch: int = BAT
             return errors
         arguments = encoder.recipe, [_described(index) for index in indexes], batch
         tasks = map_by_actors(columns, TileWorker, arguments, encoder.on_gpu, batch, BATCHES_A_TASK)
-        with tqdm(total=len(columns["number"]), desc="tiles", unit="tile", disable=quiet or None) as bar:
+        with progress(len(columns["number"]), "tiles", "tile") as advance:
             for task in tasks:
                 for scene in np.unique(task["scene"]).tolist():
                     rows = {name: column[task["scene"] == scene] for name, column in task.items()}
                     errors[scene] = next(filter(None, rows["error"]), errors[scene])
                     done, empty = rows["state"] == ENCODED, rows["state"] == EMPTY
                     writers[scene].store(rows["number"][done], rows["queries"][done], rows["number"][empty])
-                bar.update(len(task["number"]))
+                advance(len(task["number"]))
     return errors
 
 

@@ -1,4 +1,4 @@
-"""The files of a tile index: its manifest, and rows that are read and written where they stand."""
+"""The files of a tile index, and its manifest."""
 
 from __future__ import annotations
 
@@ -30,29 +30,6 @@ def saying(folder: Path) -> Iterator[None]:
     except OSError as error:
         told = f"cannot write to {folder}: {error.strerror}"
         raise EvcapError(f"{told}; what is encoded is kept, the same command goes on from there") from None
-
-
-def runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive numbers, as far as they go, in their order."""
-    borders = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
-    return ((start, stop) for start, stop in zip(borders, borders[1:], strict=False) if stop > start)
-
-
-def read_rows(file: int, rows: np.ndarray, offset: int) -> None:
-    left = memoryview(rows).cast("B")
-    while left:
-        count = os.preadv(file, [left], offset)
-        if not count:
-            raise OSError(0, "the file was cut short")
-        left, offset = left[count:], offset + count
-
-
-def write_rows(file: int, rows: np.ndarray, offset: int) -> None:
-    """All of it: where a disk gets full, the first part is written without an error."""
-    left = memoryview(rows).cast("B")
-    while left:
-        written = os.pwrite(file, left, offset)
-        left, offset = left[written:], offset + written
 
 
 def stored_plan(folder: str | Path) -> str | None:

@@ -19,7 +19,7 @@ from evcap.errors import EvcapError
 from evcap.gigapixel.tiles.files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
 from evcap.gigapixel.tiles.plans import Plan
 from evcap.gigapixel.tiles.reading import Tiles, read_ahead, squares
-from evcap.progress import tqdm
+from evcap.progress import Progress, silent
 from evcap.raster.raster import Raster, RasterError
 
 if TYPE_CHECKING:
@@ -175,7 +175,9 @@ class TileIndex:
             finally:
                 writer.flush()
 
-    def fill(self, encoder: Tower, numbers: np.ndarray | None = None, batch: int = BATCH, quiet: bool = False) -> Filled:
+    def fill(
+        self, encoder: Tower, numbers: np.ndarray | None = None, batch: int = BATCH, progress: Progress = silent
+    ) -> Filled:
         """Encode what is missing of these tiles (None: of all). May be killed: the next run goes on where this one was a second
         before.
 
@@ -188,10 +190,10 @@ class TileIndex:
             before, todo = self.counts(), writer.missing(numbers)
             groups = squares(self.plan, todo, self.raster)
             reading = read_ahead(self.raster, self.plan, groups, encoder.image_size)
-            with closing(reading), tqdm(total=len(todo), desc="tiles", unit="tile", disable=quiet or None) as bar:
+            with closing(reading), progress(len(todo), "tiles", "tile") as advance:
                 for encoded, queries, empty in encode_tiles(reading, encoder, batch):
                     writer.store(encoded, queries, empty)
-                    bar.update(len(encoded) + len(empty))
+                    advance(len(encoded) + len(empty))
         after, asked = self.counts(), self.plan if numbers is None else numbers
         return Filled(after[ENCODED] - before[ENCODED], after[EMPTY] - before[EMPTY], len(asked))
 

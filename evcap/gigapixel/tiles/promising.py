@@ -9,13 +9,14 @@ import numpy as np
 from evcap.errors import EvcapError
 from evcap.gigapixel.search.towers import Tower
 from evcap.gigapixel.tiles.index import BATCH, EMPTY, ENCODED, MISSING, Filled, TileIndex
+from evcap.progress import Progress, silent
 
 CHUNK = 1024  # tiles whose features are scored at once
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def fill_promising(
-    index: TileIndex, encoder: Tower, score: Score, budget: int, batch: int = BATCH, quiet: bool = False
+    index: TileIndex, encoder: Tower, score: Score, budget: int, batch: int = BATCH, progress: Progress = silent
 ) -> Filled:
     """Encode at most `budget` tiles of a pyramid: coarse levels as a whole, of finer ones what is below the best tiles.
 
@@ -39,7 +40,7 @@ def fill_promising(
             ranked = best[np.argsort(-_scores(index, best, score), kind="stable")]
             chosen = _below(index, ranked, max(min(left, 1), left // (len(plan.levels) - depth)))
         left -= _missing(index, chosen)
-        index.fill(encoder, chosen, batch, quiet)
+        index.fill(encoder, chosen, batch, progress)
         best = chosen[index.states[chosen] == ENCODED]
     after = index.counts()
     return Filled(after[ENCODED] - before[ENCODED], after[EMPTY] - before[EMPTY], len(plan))
