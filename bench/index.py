@@ -60,7 +60,7 @@ def real_vectors(data: Path) -> tuple[np.ndarray, np.ndarray]:
 
     from evcap.captioner import Captioner
     from evcap.datasets.coco import read_coco_captions
-    from evcap.model.qformer import mean_keys
+    from evcap.memory.keys import mean_keys
     from evcap.training.features import cached_queries
 
     captioner = Captioner.load()

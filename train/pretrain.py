@@ -26,12 +26,12 @@ from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
 from evcap.config import load_preset, load_yaml
 from evcap.evaluation.caption_metrics import cider
-from evcap.language.sentences import clean_caption, content_words
+from evcap.language.sentences import cached_sentences, clean_caption, content_words
 from evcap.language.similarity import TextTower, nearest_query
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
 from evcap.runtime import half_precision
-from evcap.training.features import cached_patches, cached_sentences
+from evcap.training.features import cached_patches
 from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.run_folder import read_split
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from evcap.errors import EvcapError
-from evcap.gigapixel.tiles.files import check_manifest, create, discard, read_rows, remedy, runs, saying, write_rows
+from evcap.gigapixel.tiles.files import check_manifest, create, discard, remedy, saying
 from evcap.gigapixel.tiles.plans import Plan
 from evcap.gigapixel.tiles.reading import Tiles, read_ahead, squares
 from evcap.progress import Progress, silent
 from evcap.raster.raster import Raster, RasterError
+from evcap.row_store import read_rows, runs, write_rows
 
 if TYPE_CHECKING:
     from evcap.gigapixel.search.towers import Tower
