@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 import time
@@ -36,7 +37,7 @@ def command(function: Callable) -> Callable:
         raise_from_now_on()
         warnings.filterwarnings("ignore", module="PIL")  # it reports damaged EXIF data and large images twice
         for stream, errors in ((sys.stdout, WRITABLE), (sys.stderr, WRITABLE), (sys.stdin, "surrogateescape")):
-            if hasattr(stream, "reconfigure"):
+            with suppress(AttributeError, io.UnsupportedOperation):  # not a file's stream, or read from before
                 stream.reconfigure(errors=errors)  # a name that the terminal's encoding lacks is no reason to stop
         try:
             function(*args, **kwargs)
