@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 CORE = [
     "torch>=2.6,<3",
-    "transformers>=5,<6",
+    "transformers>=5.20,<5.25",  # its caches and attention functions are used, which other minor versions may change
     "tokenizers>=0.22",
     "safetensors>=0.5",
     "gguf>=0.17",  # transformers needs gguf and accelerate to read the language model's GGUF file
