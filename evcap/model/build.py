@@ -15,6 +15,7 @@ from evcap.errors import EvcapError
 from evcap.language.model import LanguageModel
 from evcap.model.evcap import EVCap, QueryEncoder, load_parts
 from evcap.model.name_fusion import NameTokenizer
+from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import VisionEncoder, build_backbone
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
@@ -94,7 +95,7 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
 def build_encoder(preset: Preset, trained: str | Path | None, device: torch.device | None = None) -> QueryEncoder:
     """What makes query features and memory keys, in eval mode: as `build_model`, without what comes behind them."""
     with _described(preset):
-        model = QueryEncoder(preset, _backbone(preset))
+        model = QueryEncoder(preset, _backbone(preset, device or torch.device("cpu")))
     return _filled(model, trained, device or torch.device("cpu"))
 
 
@@ -116,7 +117,7 @@ def build_model(
     device = device or torch.device("cpu")
     with _described(preset):
         language = build_language(preset.language, precision or preset.language.precision, device, sharded)
-        model = EVCap(preset, language, _backbone(preset))
+        model = EVCap(preset, language, _backbone(preset, device))
         if not preset.blip2:
             load_name_embeddings(model.fusion.embeddings)
     return _filled(model, trained, device, ("language",) if sharded else ())
@@ -133,8 +134,10 @@ def _described(preset: Preset) -> Iterator[None]:
         raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
 
 
-def _backbone(preset: Preset) -> VisionEncoder:
+def _backbone(preset: Preset, device: torch.device) -> VisionEncoder:
     """The tower, with its weights but for BLIP-2's, which come with those of its Q-Former."""
+    if preset.vision.kind == "transformers":
+        return open_tower(preset.vision, device)
     if preset.blip2:
         with torch.device("meta"):  # a billion numbers need not be drawn to be replaced
             return build_backbone(preset.vision)
