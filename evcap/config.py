@@ -88,7 +88,7 @@ class LanguageConfig:
     The prompt is `before`, the vectors, then `names` (when `names_in_prompt`), then `after`.
     """
 
-    kind: str  # "smollm2-135m" or any folder or hub name that transformers' AutoModelForCausalLM opens
+    kind: str  # "smollm2-135m" or a folder or hub name: a causal or an encoder-decoder model of transformers
     hidden: int
     before: str
     after: str

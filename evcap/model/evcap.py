@@ -36,7 +36,7 @@ class PatchEmbeddingNorm(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, tokens, width))
 
     def forward(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """patches (B,prefix+rows*columns,C) of a grid (rows, columns), by default that it learned. ValueError if it is another."""
+        """patches (B,prefix+rows*columns,C) of a grid (rows, columns), by default its own. ValueError if it is another."""
         side = math.isqrt(self.position.shape[1] - self.prefix)
         position = self.position
         if grid not in (None, (side, side)):
