@@ -10,9 +10,9 @@ from evcap.language.encoder_decoder import EncoderDecoderModel
 
 END = len(CHARACTERS)
 T5 = {"vocab_size": END + 1, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-T5 |= {"decoder_start_token_id": 1, "pad_token_id": 1, "eos_token_id": END, "initializer_factor": 2.0}
+T5 |= {"decoder_start_token_id": 1, "pad_token_id": 1, "eos_token_id": END, "initializer_factor": 1.0}
 BART = {"vocab_size": END + 1, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
-BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "init_std": 0.5, "scale_embedding": True}
+BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "init_std": 0.3, "scale_embedding": True}
 BART |= {"decoder_start_token_id": END, "eos_token_id": END, "bos_token_id": 0, "pad_token_id": 1, "forced_bos_token_id": 0}
 # T5 v1.0, whose output embeddings are its input's; Flan-T5, whose are not; BART, with learned places and a begin token
 FAMILIES = {
@@ -27,6 +27,8 @@ FAMILIES = {
 def seq2seq_llm(family: str, seed: int = 0):
     torch.manual_seed(seed)
     llm = FAMILIES[family]().eval()
+    if family == "bart":
+        llm.generation_config.forced_bos_token_id = 0
     if family == "flan-t5":
         torch.nn.init.normal_(llm.lm_head.weight, std=0.5)
     return llm

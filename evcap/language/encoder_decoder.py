@@ -30,8 +30,10 @@ class EncoderDecoderModel(LanguageModel):
         self.last = [self.stop] if added[-1:] == [self.stop] else []
         self.first = added[: len(added) - len(self.last)]
         own, config = self.llm.generation_config, self.llm.config
-        self._start = getattr(config, "decoder_start_token_id", None)
-        self._start = own.decoder_start_token_id if self._start is None else self._start
+        self._start, begin = (
+            getattr(config, name, None) if getattr(own, name) is None else getattr(own, name)
+            for name in ("decoder_start_token_id", "forced_bos_token_id")
+        )
         if self._start is None:
             raise EvcapError(f"language model '{self.config.kind}' has no decoder_start_token_id")
         pad = self.tokenizer.pad_token_id
@@ -39,7 +41,7 @@ class EncoderDecoderModel(LanguageModel):
             "eos_token_id": self.stop,
             "pad_token_id": self.stop if pad is None else pad,
             "decoder_start_token_id": self._start,
-            "forced_bos_token_id": own.forced_bos_token_id,
+            "forced_bos_token_id": begin,
         }
         # the rest of what a model wants by default, a ban of repetitions for one, is the preset's to say
         self.llm.generation_config = GenerationConfig(**self._tokens)

@@ -1,4 +1,4 @@
-"""Towers of transformers through the recipes: a Q-Former is pretrained on one, a memory built with it, and it captions."""
+"""Towers and an encoder-decoder of transformers in the recipes: a Q-Former learns, a memory is built, and it captions."""
 
 import os
 import subprocess
@@ -8,17 +8,19 @@ import pytest
 import yaml
 from places import REPOSITORY
 from tiny_run import COLOURS, config_for, finish, start, world
+from tiny_seq2seq import save_seq2seq
 from tiny_towers import tower_folder
 
 from evcap.captioner import Captioner
 
-TOWERS = {"clip": {}, "swinv2": {"patch_positions": True}}
 
-
-@pytest.mark.parametrize("family", TOWERS)
-def test_pretrain_build_and_caption(tmp_path, family):
+@pytest.mark.parametrize(("family", "language"), [("clip", None), ("swinv2", "flan-t5")])
+def test_pretrain_build_and_caption(tmp_path, family, language):
     preset = yaml.safe_load((world() / "preset.yaml").read_text())
-    preset |= {"patch_positions": False} | TOWERS[family]
+    preset["patch_positions"] = family == "swinv2"
+    if language:
+        save_seq2seq(tmp_path / "llm", language)
+        preset["language"]["kind"] = str(tmp_path / "llm")
     preset["vision"] = {"kind": "transformers", "source": str(tower_folder(tmp_path / "tower", family))}
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
     run = config_for("pretrain", f"towers-{family}", max_steps=2, validate=2)
@@ -43,5 +45,6 @@ def test_pretrain_build_and_caption(tmp_path, family):
     assert "4 entries, 4 names" in done.stdout
 
     captioner = Captioner.load(tmp_path / "preset.yaml", tmp_path / "memory", trained, device="cpu")
+    assert type(captioner.model.language).__name__ == ("EncoderDecoderModel" if language else "LanguageModel")
     answers = captioner.caption(pictures, max_length=4)
     assert all({name.name for name in answer.names} <= set(COLOURS) and answer.names for answer in answers)
