@@ -30,7 +30,7 @@ def seq2seq_llm(family: str, seed: int = 0):
     if family == "bart":
         llm.generation_config.forced_bos_token_id = 0
     if family == "flan-t5":
-        torch.nn.init.normal_(llm.lm_head.weight, std=0.5)
+        llm.lm_head.weight = torch.nn.Parameter(torch.randn(END + 1, 32) * 0.5)  # its own, as in Google's files
     return llm
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,11 +82,11 @@ def tower_settings(vision: VisionConfig) -> VisionConfig:
     config = read_config(vision.source)
     family, processor = FAMILIES[config.model_type], _processor(vision.source)
     own = _side(getattr(config, "image_size", None) or 0, vision.source)
-    size = vision.image_size or _processed_size(processor) or own
-    stride = family.stride(config)
+    usual = own if family.resized == "no" else _processed_size(processor) or own
+    size, stride = vision.image_size or usual, family.stride(config)
     if family.resized == "no" and size != own:
         raise EvcapError(f"image tower '{vision.source}' takes images of {own} pixels only, not image_size: {size}")
-    if size < 1 or size % stride:
+    if size < stride or (size % stride and size != own):  # SigLIP's 384 pixels are 27 patches of 14 and a rest
         raise EvcapError(f"image tower '{vision.source}' takes an image_size that {stride} divides, not {size}")
     told = {
         "image_size": size,
@@ -105,23 +104,18 @@ def tower_settings(vision: VisionConfig) -> VisionConfig:
     return dataclasses.replace(vision, **told)
 
 
-@functools.lru_cache(maxsize=8)
-def _config_of(source: str):
-    from transformers import AutoConfig  # slow import, needed by these towers only
-
-    where = local_or_hub(source)
-    try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
-        raise EvcapError(f"image tower '{source}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
-
-
 def read_config(source: str):
     """The config of the tower in a folder, or under a hub name, as transformers reads it; of CLIP and its like the vision side.
 
     Raises EvcapError for what cannot be read and for a kind of model that is no known tower.
     """
-    whole = _config_of(source)
+    from transformers import AutoConfig  # slow import, needed by these towers only
+
+    where = local_or_hub(source)
+    try:
+        whole = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
+        raise EvcapError(f"image tower '{source}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
     config = getattr(whole, "vision_config", None) or whole
     if config.model_type not in FAMILIES:
         raise EvcapError(f"image tower '{source}' is of kind '{config.model_type}', known: {', '.join(FAMILIES)}")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny_seq2seq import END, FAMILIES, save_seq2seq, seq2seq_language
+from tiny_seq2seq import END, FAMILIES, save_seq2seq, seq2seq_language, seq2seq_llm, seq2seq_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
@@ -179,8 +179,6 @@ def test_the_release_search_is_refused(language, vectors):
 
 def test_what_a_model_wants_by_default_is_the_presets_to_say(vectors):
     """As bart-large-cnn, which forbids repetitions and short answers."""
-    from tiny_seq2seq import seq2seq_llm, seq2seq_tokenizer
-
     plain = seq2seq_language("bart")
     llm = seq2seq_llm("bart")
     llm.generation_config.update(no_repeat_ngram_size=1, min_length=20, num_beams=6, length_penalty=2.0, early_stopping=True)
@@ -206,7 +204,7 @@ def test_adapters_on_t5s_projections(vectors, family, expected):
     ids = torch.arange(3, 9)[None]
     torch.testing.assert_close(language.plain(ids, labels=ids).loss, seq2seq_language(family).llm(ids, labels=ids).loss)
     language.merge()
-    torch.testing.assert_close(language.token_losses(prompt, packed), after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(language.token_losses(prompt, packed), after, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -249,6 +247,8 @@ def test_folders_open_by_themselves(tmp_path, family):
     save_seq2seq(tmp_path, family)
     language = build_language(LanguageConfig(kind=str(tmp_path), hidden=32, before="a", after="b"), "float32", CPU)
     assert isinstance(language, EncoderDecoderModel) and language.stop == END
+    assert torch.equal(language.llm.lm_head.weight, seq2seq_llm(family).lm_head.weight)
+    assert (family == "flan-t5") == (not torch.equal(language.llm.lm_head.weight, language.llm.get_input_embeddings().weight))
     with pytest.raises(EvcapError, match="is 32 wide, the preset says language.hidden: 40"):
         build_language(LanguageConfig(kind=str(tmp_path), hidden=40, before="a", after="b"), "float32", CPU)
 

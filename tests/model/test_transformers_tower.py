@@ -165,6 +165,19 @@ def test_the_size_that_a_processor_hands_on(folders, tmp_path, processor, size):
     assert settings_of(folder).image_size == size
 
 
+@torch.inference_mode()
+def test_a_rest_that_the_model_itself_leaves(tmp_path):
+    """As SigLIP's 384 pixels by patches of 14."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 70, "patch_size": 16, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = t.SiglipVisionModel(t.SiglipVisionConfig(**sizes, num_attention_heads=2)).eval()
+    model.save_pretrained(tmp_path)
+    settings = settings_of(tmp_path, mean=MEAN, std=STD)
+    assert (settings.image_size, settings.tokens) == (70, 16)
+    expected = model(pixels(70, 70)).last_hidden_state
+    torch.testing.assert_close(open_tower(settings, CPU)(pixels(70, 70)), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_processors_of_whole_models_and_those_that_do_not_normalise(folders, tmp_path):
     folder = shutil.copytree(folders["clip"], tmp_path / "tower")
     (folder / "preprocessor_config.json").unlink()
