@@ -63,7 +63,7 @@ def without_cache(language: LanguageModel, prompts: Prompt, decoding: DecodingCo
 
 def beams_from_scratch(language: LanguageModel, prompt: torch.Tensor, decoding: DecodingConfig) -> list[int]:
     """The best hypothesis for one prompt (P,d), by the rules of evcap.language.beam_search."""
-    beams, stop = decoding.beams, language.newline
+    beams, stop = decoding.beams, language.stop
     live, done = [(0.0, [])], []
     for length in range(1, decoding.max_length + 1):
         if len(done) >= beams and max(done)[0] >= live[0][0] / (length - 1) ** decoding.length_penalty:

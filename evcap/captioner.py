@@ -23,6 +23,7 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_model, name_tokenizer
 from evcap.model.evcap import QueryEncoder
+from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint
 
@@ -42,11 +43,8 @@ def encoder_fingerprint(model: QueryEncoder) -> str:
     # the names under which tensors were hashed when the first memories were made
     tensors = {k.replace("query_norm.", "door."): v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
     tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norms.items()})
-    if model.preset.blip2:  # towers differ from file to file; these three tensors, seconds faster than all, tell which it is
-        tower = model.backbone.network
-        last = tower.encoder.layers[-1].mlp.fc2.weight
-        told = {"patches": tower.embeddings.patch_embedding.weight, "last": last, "norm": tower.post_layernorm.weight}
-        tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in told.items()})
+    if isinstance(model.backbone, VisionEncoder):
+        tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in model.backbone.identifying().items()})
     return fingerprint(tensors, fingerprinted(model.preset.vision))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,20 +17,29 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 LARGEST_INTEGER = 2**53  # beyond it no setting means anything, and libraries below fail in ways of their own
 
 
+def _unless(setting: str, default: Callable):
+    """What a file must set unless it sets another thing, which then tells it."""
+    return field(default_factory=default, metadata={"unless": setting})
+
+
 @dataclass(frozen=True)
 class VisionConfig:
-    """The frozen image tower. `tokens` x `width` is the shape of the patch tokens it gives for one image."""
+    """The frozen image tower. `tokens` x `width` is the shape of the patch tokens it gives for one image.
 
-    kind: str  # "efficientnet-lite2" or "blip2-vit"
-    image_size: int
-    width: int
-    tokens: int
-    mean: list[float]
-    std: list[float]
+    With a `source` its sizes, mean and std are read there (evcap/model/tower_settings.py), but for what a preset sets.
+    """
+
+    kind: str  # "efficientnet-lite2", "blip2-vit" or "transformers"
+    image_size: int = _unless("source", int)
+    width: int = _unless("source", int)
+    tokens: int = _unless("source", int)
+    mean: list[float] = _unless("source", list)
+    std: list[float] = _unless("source", list)
     patch_size: int = 14
     depth: int = 39
     heads: int = 16
     intermediate: int = 6144
+    source: str = ""  # folder or hub name of a "transformers" tower
 
 
 # What the fingerprint of an encoder tells of its tower. The list is part of the memories' format: one more setting in it would
@@ -38,9 +48,9 @@ FINGERPRINTED = ("kind", "image_size", "width", "tokens", "mean", "std", "patch_
 
 
 def fingerprinted(vision: VisionConfig) -> dict:
-    """The settings of a tower that memory keys depend on, as `weights.fingerprint` takes them."""
+    """The settings of a tower that memory keys depend on, as `weights.fingerprint` takes them: not where its weights lie."""
     later = [f for f in dataclasses.fields(vision) if f.name not in FINGERPRINTED]
-    told = [*FINGERPRINTED, *(f.name for f in later if getattr(vision, f.name) != _default(f))]
+    told = [*FINGERPRINTED, *(f.name for f in later if f.name != "source" and getattr(vision, f.name) != _default(f))]
     return {name: getattr(vision, name) for name in told}
 
 
@@ -78,7 +88,7 @@ class LanguageConfig:
     The prompt is `before`, the vectors, then `names` (when `names_in_prompt`), then `after`.
     """
 
-    kind: str  # "smollm2-135m" or any folder or hub name that transformers' AutoModelForCausalLM opens
+    kind: str  # "smollm2-135m" or a folder or hub name: a causal or an encoder-decoder model of transformers
     hidden: int
     before: str
     after: str
@@ -151,9 +161,15 @@ def from_dict(cls, data, where: str):
     for name, f in fields.items():
         if name in data:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        elif _required(f, data):
             raise EvcapError(f"{where}: key '{name}' is missing")
     return cls(**values)
+
+
+def _required(setting: dataclasses.Field, data: dict) -> bool:
+    if "unless" in setting.metadata:
+        return setting.metadata["unless"] not in data
+    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
 
 
 def _convert(hint, value, where: str):
@@ -202,8 +218,21 @@ def preset_path(name_or_path: str | Path) -> Path:
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
-    """Read a preset by its shipped name ("embedded", "evcap-vicuna-13b") or from a YAML file of your own."""
-    return load_yaml(preset_path(name_or_path), Preset)
+    """Read a preset by its shipped name ("embedded", "evcap-vicuna-13b") or from a YAML file of your own.
+
+    The sizes of a tower of transformers are read from where it lies. Raises EvcapError with one line.
+    """
+    preset = load_yaml(preset_path(name_or_path), Preset)
+    vision = preset.vision
+    if (vision.kind == "transformers") != bool(vision.source):
+        raise EvcapError(
+            f"{name_or_path}: vision: `source` names the folder or hub name of kind 'transformers'; set both or neither"
+        )
+    if not vision.source:
+        return preset
+    from evcap.model.tower_settings import tower_settings  # what other towers do not need; it imports this file
+
+    return dataclasses.replace(preset, vision=tower_settings(vision))
 
 
 def assets_folder(name_or_path: str | Path, preset: Preset) -> Path:

@@ -68,15 +68,17 @@ def tower_dtype(half_tower: bool, device: torch.device | str) -> torch.dtype:
     return torch.float16 if half_tower and torch.device(device).type != "cpu" else torch.float32
 
 
-def language_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+def language_dtype(precision: str, device: torch.device | str, encoder_decoder: bool = False) -> torch.dtype:
     """The type that a frozen language model of a preset's `precision` (NUMBERS or QUANTIZED) computes in on a device.
 
-    bfloat16 becomes the half that the device has. Raises EvcapError for a precision that is not known.
+    bfloat16 becomes the half that the device has. encoder_decoder: float16, in which T5 overflows, becomes float32.
+    Raises EvcapError for a precision that is not known.
     """
     if precision not in (*NUMBERS, *QUANTIZED):
         raise EvcapError(f"unknown precision '{precision}', known: {', '.join([*NUMBERS, *QUANTIZED])}")
     wanted = NUMBERS.get(precision, torch.bfloat16)
-    return half_dtype(device) if wanted == torch.bfloat16 and not computes_bfloat16(device) else wanted
+    dtype = half_dtype(device) if wanted == torch.bfloat16 and not computes_bfloat16(device) else wanted
+    return torch.float32 if encoder_decoder and dtype == torch.float16 else dtype
 
 
 def training_precision(device: torch.device | str) -> str:
@@ -95,6 +97,13 @@ def half_precision(device: torch.device | str):
 def full_precision(device: torch.device | str) -> torch.autocast:
     """No autocast meanwhile, whatever is around."""
     return torch.autocast(torch.device(device).type, enabled=False)
+
+
+def without_float16(device: torch.device | str):
+    """No autocast to float16 meanwhile; one to bfloat16 stays."""
+    kind = torch.device(device).type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return full_precision(device) if half else nullcontext()
 
 
 def processes():

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+T5 = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
+TARGETS = LLAMA + T5
 
 
 class LoraLinear(nn.Module):
@@ -25,13 +27,18 @@ class LoraLinear(nn.Module):
         self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen weights, at whose type T5 looks before it calls."""
+        return self.base.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(x, self.down.to(x.dtype))
         return self.base(x) + nn.functional.linear(low, self.up.to(x.dtype) * self.scale)
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
-    """Wrap every attention and feed-forward projection of a LLaMA-like model in place."""
+    """Wrap every attention and feed-forward projection of a model that calls them as LLaMA or T5 does, in place."""
     for parent in list(model.modules()):
         for name in TARGETS:
             base = getattr(parent, name, None)

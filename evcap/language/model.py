@@ -1,4 +1,4 @@
-"""The frozen language model: prompt embeddings around visual vectors, the packed caption loss, decoding."""
+"""The frozen causal language model: prompt embeddings around visual vectors, the packed caption loss, decoding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ Block = torch.Tensor | TextBlock  # embeddings (B,T,d), or text
 
 @dataclass
 class Prompt:
-    """Embedded prompt of B images. Padding lies before the text of a block, so the last column is always real."""
+    """Embedded prompt of B images. Padding lies before the text of a block, so the last column is always real; for an
+    encoder-decoder model it lies behind everything."""
 
     embeddings: torch.Tensor  # (B,P,d)
     mask: torch.Tensor  # (B,P) bool, True = real
@@ -70,24 +71,35 @@ def chat_tokens(tokenizer, turns: Sequence[dict[str, str]], opening: str = "") -
 
 
 class LanguageModel(nn.Module):
-    """A causal language model of transformers with its tokenizer; frozen but for optional LoRA adapters."""
+    """A causal language model of transformers with its tokenizer; frozen but for optional LoRA adapters.
+
+    stop: the token that ends a caption. first, last: tokens that a prompt begins and ends with.
+    """
 
     def __init__(self, config: LanguageConfig, llm: nn.Module, tokenizer):
         super().__init__()
         self.config = config
         self.llm = llm.requires_grad_(False)
         self.tokenizer = tokenizer
-        self.newline = self._ids("\n")[-1]
-        self.first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # Qwen begins without
-        self._trunk = self.llm.base_model.__call__
         self._plain, self._making = None, threading.Lock()
-        share_prompts(self.llm)
+        self._set_up()
+        self._trunk = self._body().__call__
         if config.lora_rank:
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
 
+    def _set_up(self) -> None:
+        self.stop = self._ids("\n")[-1]
+        self.first = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]  # Qwen begins without
+        self.last: list[int] = []
+        share_prompts(self.llm)
+
+    def _body(self) -> nn.Module:
+        """What reads prompts in training."""
+        return self.llm.base_model
+
     def compile(self) -> None:
         """Compile the caption loss's pass through the language model: about twice as fast on CPUs, fixed shapes only."""
-        self._trunk = torch.compile(self.llm.base_model.forward, dynamic=False)
+        self._trunk = torch.compile(self._body().forward, dynamic=False)
 
     def merge(self) -> None:
         """Fold LoRA into the weights for inference."""
@@ -120,7 +132,11 @@ class LanguageModel(nn.Module):
 
     def widest_tail(self) -> int:
         """Slots that the text after the vectors needs at most; compiled training pads to it."""
-        return len(self._ids(self.config.after)) + (self.config.names_tokens if self.config.names_in_prompt else 0)
+        return (
+            len(self._ids(self.config.after))
+            + len(self.last)
+            + (self.config.names_tokens if self.config.names_in_prompt else 0)
+        )
 
     def prompt(
         self,
@@ -129,11 +145,11 @@ class LanguageModel(nn.Module):
         tail_slots: int = 0,
         further: Sequence[Block] = (),
     ) -> Prompt:
-        """The caption prompt: BOS + before + vectors (B,T,d) + further blocks + names + after, for B lists of names.
+        """The caption prompt: first + before + vectors (B,T,d) + further blocks + names + after + last, for B lists of names.
 
         `tail_slots` fixes the width of the text tail (for compiled training); 0 = as wide as the longest needs.
         """
-        after = self._ids(self.config.after)
+        after = self._ids(self.config.after) + self.last
         use_names = self.config.names_in_prompt
         head = [*self.first, *self._ids(self.config.before)]
         tails = [(self.name_ids(row) if use_names else []) + after for row in names]
@@ -152,25 +168,27 @@ class LanguageModel(nn.Module):
         if isinstance(block, torch.Tensor):
             return block, torch.ones(block.shape[:2], dtype=torch.bool, device=device)
         width = max(block.width, max(map(len, block.rows)))
-        ids = [[self.newline] * (width - len(row)) + [*row] for row in block.rows]
+        ids = [[self.stop] * (width - len(row)) + [*row] for row in block.rows]
         pad = torch.tensor([width - len(row) for row in block.rows], device=device)
         mask = torch.arange(width, device=device) >= pad[:, None]
         return self.embed(torch.tensor(ids, dtype=torch.long, device=device)), mask
 
     def pack(self, captions: Sequence[Sequence[str]], slots: int = 0, max_tokens: int = 32) -> PackedCaptions:
-        """Captions of B images -> rows of `slots` tokens (0 = as many as needed), each caption ending in a newline.
+        """Captions of B images -> rows of `slots` tokens (0 = as many as needed), each caption ending in `stop`.
 
         A caption longer than `max_tokens` is cut; one that no longer fits into the row is left out.
         """
-        return self.pack_ids(
-            [[self._ids(" " + c.strip())[: max_tokens - 1] + [self.newline] for c in row] for row in captions], slots
-        )
+        return self.pack_ids([[self._target(c)[: max_tokens - 1] + [self.stop] for c in row] for row in captions], slots)
+
+    def _target(self, caption: str) -> list[int]:
+        """Tokens of a caption without the stop."""
+        return self._ids(" " + caption.strip())
 
     def pack_ids(self, rows: Sequence[Sequence[Sequence[int]]], slots: int = 0) -> PackedCaptions:
         """As `pack`, of token ids: for each of B images any number of sequences, of which those that fit are kept."""
         slots = slots or max(sum(map(len, row)) for row in rows)
         packed = torch.zeros(3, len(rows), slots, dtype=torch.long)
-        packed[0] = self.newline
+        packed[0] = self.stop
         for b, row in enumerate(rows):
             start = 0
             for number, ids in enumerate(row, 1):
@@ -231,7 +249,7 @@ class LanguageModel(nn.Module):
             rows = release_search(self.llm, prompt.embeddings, prompt.mask, stops, beams, decoding.max_length)
             found = [row[:num_captions] for row in rows]
         else:
-            found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.newline, num_captions, decoding)
+            found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.stop, num_captions, decoding)
         return [[Hypothesis(self._text(tokens), score, tuple(tokens)) for score, tokens in row] for row in found]
 
     def _text(self, ids: list[int]) -> str:

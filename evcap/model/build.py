@@ -12,9 +12,11 @@ from torch import nn
 
 from evcap.config import LanguageConfig, Preset
 from evcap.errors import EvcapError
+from evcap.language.encoder_decoder import EncoderDecoderModel
 from evcap.language.model import LanguageModel
 from evcap.model.evcap import EVCap, QueryEncoder, load_parts
 from evcap.model.name_fusion import NameTokenizer
+from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import VisionEncoder, build_backbone
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
@@ -34,17 +36,28 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
 
     Raises EvcapError when there is no such model here, or when it is not of the preset's width.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = smollm2_folder() if config.kind == "smollm2-135m" else local_or_hub(config.kind)
-    # eager on CPUs: the backward pass of the fused kernel is several times slower there
-    settings = {"attn_implementation": "eager" if device.type == "cpu" else "sdpa"} | _precision(precision, device)
+    try:
+        seq2seq = AutoConfig.from_pretrained(folder, trust_remote_code=False).is_encoder_decoder
+    except (OSError, ImportError, ValueError) as error:
+        raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None
+    if seq2seq and config.precision == "float16":
+        raise EvcapError(
+            f"'{folder}' is an encoder-decoder model, and T5 overflows in float16: set precision to bfloat16 or float32"
+        )
+    settings = _precision(precision, device, seq2seq)
+    if device.type == "cpu":
+        settings["attn_implementation"] = "eager"  # the backward pass of the fused kernel is several times slower there
+    elif not seq2seq:
+        settings["attn_implementation"] = "sdpa"
     if device.type != "cpu" and not sharded:
         settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
     try:
-        llm = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        llm = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(folder, **settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ImportError) as error:
         raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None
@@ -53,11 +66,11 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
         raise EvcapError(f"language model '{folder}' is {width} wide, the preset says language.hidden: {config.hidden}")
     if getattr(llm.config, "final_logit_softcapping", None) or getattr(llm.config, "attn_logit_softcapping", None):
         raise EvcapError(f"language model '{folder}' caps its logits, which evcap's loss and search do not; use another")
-    return LanguageModel(config, llm.eval(), tokenizer)
+    return (EncoderDecoderModel if seq2seq else LanguageModel)(config, llm.eval(), tokenizer)
 
 
-def _precision(name: str, device: torch.device) -> dict:
-    dtype = language_dtype(name, device)
+def _precision(name: str, device: torch.device, encoder_decoder: bool) -> dict:
+    dtype = language_dtype(name, device, encoder_decoder)
     if name in NUMBERS:
         return {"dtype": dtype}
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -94,7 +107,7 @@ def load_name_embeddings(embeddings: nn.Module) -> None:
 def build_encoder(preset: Preset, trained: str | Path | None, device: torch.device | None = None) -> QueryEncoder:
     """What makes query features and memory keys, in eval mode: as `build_model`, without what comes behind them."""
     with _described(preset):
-        model = QueryEncoder(preset, _backbone(preset))
+        model = QueryEncoder(preset, _backbone(preset, device or torch.device("cpu")))
     return _filled(model, trained, device or torch.device("cpu"))
 
 
@@ -116,7 +129,7 @@ def build_model(
     device = device or torch.device("cpu")
     with _described(preset):
         language = build_language(preset.language, precision or preset.language.precision, device, sharded)
-        model = EVCap(preset, language, _backbone(preset))
+        model = EVCap(preset, language, _backbone(preset, device))
         if not preset.blip2:
             load_name_embeddings(model.fusion.embeddings)
     return _filled(model, trained, device, ("language",) if sharded else ())
@@ -133,8 +146,10 @@ def _described(preset: Preset) -> Iterator[None]:
         raise EvcapError(f"preset '{preset.name}' describes no model: {' '.join(str(error).split())}") from None
 
 
-def _backbone(preset: Preset) -> VisionEncoder:
+def _backbone(preset: Preset, device: torch.device) -> VisionEncoder:
     """The tower, with its weights but for BLIP-2's, which come with those of its Q-Former."""
+    if preset.vision.kind == "transformers":
+        return open_tower(preset.vision, device)
     if preset.blip2:
         with torch.device("meta"):  # a billion numbers need not be drawn to be replaced
             return build_backbone(preset.vision)

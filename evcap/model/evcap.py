@@ -28,18 +28,22 @@ class PatchEmbeddingNorm(nn.Module):
     The positions are of a square grid; for another one they are interpolated, as ViT does (arXiv 2010.11929, section 3.2).
     """
 
-    def __init__(self, tokens: int, width: int):
+    def __init__(self, tokens: int, width: int, prefix: int = 0):
+        """tokens: of one image, the first `prefix` of which are class and register tokens and lie on no grid."""
         super().__init__()
+        self.prefix = prefix
         self.norm = nn.LayerNorm(width)
         self.position = nn.Parameter(torch.zeros(1, tokens, width))
 
     def forward(self, patches: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """patches (B,rows*columns,C) of a grid (rows, columns), by default the one it learned. ValueError if it is another."""
-        side = math.isqrt(self.position.shape[1])
+        """patches (B,prefix+rows*columns,C) of a grid (rows, columns), by default its own. ValueError if it is another."""
+        side = math.isqrt(self.position.shape[1] - self.prefix)
         position = self.position
         if grid not in (None, (side, side)):
-            square = position.view(1, side, side, -1).permute(0, 3, 1, 2)
-            position = nn.functional.interpolate(square, grid, mode="bicubic").flatten(2).transpose(1, 2)
+            first, square = position[:, : self.prefix], position[:, self.prefix :]
+            square = square.view(1, side, side, -1).permute(0, 3, 1, 2)
+            square = nn.functional.interpolate(square, grid, mode="bicubic").flatten(2).transpose(1, 2)
+            position = torch.cat([first, square], dim=1)
         if patches.shape[1] != position.shape[1]:
             raise ValueError(f"{patches.shape[1]} patch tokens are no grid of {position.shape[1]}")
         return self.norm(patches) + position
@@ -56,7 +60,8 @@ class QueryEncoder(nn.Module):
         self.preset = preset
         vision, width = preset.vision, preset.image_qformer.width
         self.backbone = build_backbone(vision) if backbone is None else backbone
-        self.patch_norm = PatchEmbeddingNorm(vision.tokens, vision.width) if preset.patch_positions else None
+        prefix = getattr(self.backbone, "prefix", 0)
+        self.patch_norm = PatchEmbeddingNorm(vision.tokens, vision.width, prefix) if preset.patch_positions else None
         self.image_qformer = QFormer(preset.image_qformer, preset.image_queries, vision.width)
         self.text_projection = nn.Linear(preset.text_width, width) if preset.text_width else None
 

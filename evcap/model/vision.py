@@ -23,6 +23,10 @@ class VisionEncoder(nn.Module):
         """Feature maps (B,C,h,w), finest first, of towers that have several resolutions; () for the others."""
         return ()
 
+    def identifying(self) -> dict[str, torch.Tensor]:
+        """Tensors that tell these weights from others of the kind, few enough to hash at once; {} if there are no others."""
+        return {}
+
 
 class EfficientNetLite(VisionEncoder):
     """EfficientNet-Lite2 without its classifier; each position of the last feature map is one patch token.
@@ -97,12 +101,24 @@ class Blip2Vit(VisionEncoder):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return height // self._patch, width // self._patch
 
+    def identifying(self) -> dict[str, torch.Tensor]:
+        """Three of its tensors: seconds faster than all."""
+        last = self.network.encoder.layers[-1].mlp.fc2.weight
+        patches, norm = self.network.embeddings.patch_embedding.weight, self.network.post_layernorm.weight
+        return {"patches": patches, "last": last, "norm": norm}
 
-TOWERS = {"efficientnet-lite2": EfficientNetLite, "blip2-vit": Blip2Vit}
+
+def _of_transformers(config: VisionConfig) -> VisionEncoder:
+    from evcap.model.transformers_tower import TransformersTower  # it imports this file
+
+    return TransformersTower(config)
+
+
+TOWERS = {"efficientnet-lite2": EfficientNetLite, "blip2-vit": Blip2Vit, "transformers": _of_transformers}
 
 
 def build_backbone(config: VisionConfig) -> VisionEncoder:
-    """The tower named by `config.kind`, in eval mode, not trainable. Raises ValueError for an unknown kind."""
+    """The tower named by `config.kind`, untrained, in eval mode, not trainable. Raises ValueError for an unknown kind."""
     if config.kind not in TOWERS:
         raise ValueError(f"unknown vision tower '{config.kind}', known: {', '.join(TOWERS)}")
     return TOWERS[config.kind](config).eval().requires_grad_(False)

@@ -254,11 +254,11 @@ def test_the_benchmark_compares_like_with_like(seed):
     language, decoding = tiny_language(seed), DecodingConfig(beams=4, min_length=2, max_length=10)
     head = nn.Linear(32, language.llm.config.vocab_size)
     head.weight.copy_(language.llm.lm_head.weight)
-    head.bias.zero_()[language.newline] = 3.0
+    head.bias.zero_()[language.stop] = 3.0
     language.llm.lm_head = head
     torch.manual_seed(seed)
     prompts = language.prompt(torch.randn(3, 4, 32), [["dog"], [], ["cat", "bus"]])
-    best = beam_search(language.llm, prompts.embeddings, prompts.mask, language.newline, 1, decoding)
+    best = beam_search(language.llm, prompts.embeddings, prompts.mask, language.stop, 1, decoding)
     for ((_, tokens),), embeddings, mask in zip(best, prompts.embeddings, prompts.mask, strict=True):
         assert beams_from_scratch(language, embeddings[mask], decoding) == tokens
 
@@ -269,7 +269,7 @@ def test_decode_gives_the_text_of_the_search():
     prompt = language.prompt(torch.randn(2, 4, 32), [["dog"], []])
     decoding = DecodingConfig(beams=3, max_length=6)
     with torch.inference_mode():
-        rows = beam_search(language.llm, prompt.embeddings, prompt.mask, language.newline, 2, decoding)
+        rows = beam_search(language.llm, prompt.embeddings, prompt.mask, language.stop, 2, decoding)
     texts = language.decode(prompt, 2, decoding)
     assert [[(h.score, h.text) for h in row] for row in texts] == [
         [(score, language.tokenizer.decode(t, skip_special_tokens=True).strip()) for score, t in row] for row in rows

@@ -172,7 +172,7 @@ def test_captions_left_out_and_empty_rows_do_not_count(vectors):
 
 def test_the_captions_tokens_are_those_that_decoding_gives_back(vectors):
     """Training and decoding agree on the stop token and on the space before the first word."""
-    assert LANGUAGE.tokenizer.decode([LANGUAGE.newline]) == "\n"
+    assert LANGUAGE.tokenizer.decode([LANGUAGE.stop]) == "\n"
     packed = LANGUAGE.pack([["A dog runs"]])
     assert LANGUAGE.tokenizer.decode(packed.ids[0, :-1], skip_special_tokens=True).strip() == "A dog runs"
-    assert packed.ids[0, -1] == LANGUAGE.newline
+    assert packed.ids[0, -1] == LANGUAGE.stop

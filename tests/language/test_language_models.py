@@ -61,7 +61,7 @@ def test_other_families_decode_and_train_alike(family):
     for b, captions in enumerate(CAPTIONS):
         head, place = prompt.embeddings[b][prompt.mask[b]], 0
         for caption in captions:
-            ids = torch.tensor(language._ids(" " + caption) + [language.newline])
+            ids = torch.tensor(language._ids(" " + caption) + [language.stop])
             logits = llm(inputs_embeds=torch.cat([head, language.embed(ids)])[None]).logits[0, len(head) - 1 : -1]
             expected = nn.functional.cross_entropy(logits, ids, reduction="none")
             torch.testing.assert_close(losses[b, place : place + len(ids)], expected, atol=2e-5, rtol=1e-5)
@@ -180,7 +180,7 @@ def test_vicunas_kind_of_tokenizer(tmp_path):
     config = LanguageConfig(kind=str(tmp_path / "llm"), hidden=32, before="###Human: <Img>", after="</Img> ###Assistant: ")
     language = build_language(config, "float32", CPU)
     assert isinstance(language.llm, LlamaForCausalLM)
-    assert language.newline == 13 and language.tokenizer.bos_token_id == 1  # <unk> <s> </s>, then the bytes: 3 + 10
+    assert language.stop == 13 and language.tokenizer.bos_token_id == 1  # <unk> <s> </s>, then the bytes: 3 + 10
     packed = language.pack([["a dog runs on the mat"]])
     assert language._text(packed.ids[0, :-1].tolist()) == "a dog runs on the mat"
     assert torch.float32 == language.prompt(torch.zeros(1, 2, 32), [[]]).embeddings.dtype
