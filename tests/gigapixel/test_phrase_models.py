@@ -14,7 +14,7 @@ from tiny import tiny_llm, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from evcap.errors import EvcapError
-from evcap.gigapixel.ask import phrase_models
+from evcap.generators import endpoint as endpoints
 from evcap.gigapixel.ask.phrase_models import EndpointPhrases, ModelPhrases, messages, read_phrases
 from evcap.gigapixel.ask.question import NoPhrases, analyse
 from evcap.weights.wheels import smollm2_folder
@@ -131,7 +131,7 @@ class Server(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def endpoint(monkeypatch):
     """A server on a free port: endpoint.script is what it answers, endpoint.seen what it was sent, endpoint.url its address."""
-    monkeypatch.setattr(phrase_models, "sleep", lambda seconds: endpoint.waited.append(seconds))
+    monkeypatch.setattr(endpoints, "sleep", lambda seconds: endpoint.waited.append(seconds))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     endpoint = Server(("127.0.0.1", 0), Endpoint)
     endpoint.seen, endpoint.waited, endpoint.url = [], [], f"http://127.0.0.1:{endpoint.server_port}/v1"
