@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from threading import Lock
 
 import torch
@@ -39,6 +40,8 @@ class ImageTextGenerator:
             raise EvcapError(f"'{self.source}' has no chat template: a model that was taught to chat is needed")
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = self._processor.tokenizer
+        newer = "processor_kwargs" in signature(self._processor.apply_chat_template).parameters  # of transformers 5
+        self._padded = {"processor_kwargs": {"padding": True}} if newer else {"padding": True}
         self._tokenizer.padding_side = "left"  # so that all rows go on behind their last token
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -73,14 +76,16 @@ class ImageTextGenerator:
 
     def _generate(self, chats: Sequence[Sequence[Part]], **ways):
         """What the model's `generate` gives, and how many tokens the chats have."""
-        turns = [[{"role": "user", "content": list(map(_part, parts))}] for parts in chats]
+        turns = [[{"role": "user", "content": list(map(self._part, parts))}] for parts in chats]
         inputs = self._processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **self._padded
         ).to(self._device, dtype=self._model.dtype)
         plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # else it remarks on its own settings
         found = self._model.generate(**inputs, **plain, pad_token_id=self._tokenizer.pad_token_id, **ways)
         return found, inputs["input_ids"].shape[1]
 
-
-def _part(part: Part) -> dict:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+    def _part(self, part: Part) -> dict:
+        if not isinstance(part, str):
+            return {"type": "image", "image": part}
+        mark = getattr(self._processor, "image_token", None)  # a name that is the mark of an image would claim one
+        return {"type": "text", "text": part.replace(mark, " ") if mark else part}
