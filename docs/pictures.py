@@ -1,6 +1,6 @@
 """Draws the README's pictures of a memory edit and of failures, from the example photos with the shipped model.
 
-    python docs/pictures.py
+python docs/pictures.py
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def panel(figure: Figure, place: int, of: int, photo: Path, above: str, below: s
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(textwrap.fill(above, 42), fontsize=11, loc="left", fontweight="bold", parse_math=False)
-    axes.set_xlabel("\n".join(textwrap.fill(line, 52) for line in below.splitlines()), fontsize=9.5, loc="left", parse_math=False)
+    axes.set_xlabel(
+        "\n".join(textwrap.fill(line, 52) for line in below.splitlines()), fontsize=9.5, loc="left", parse_math=False
+    )
 
 
 def names(caption) -> str:

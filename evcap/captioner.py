@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from evcap.config import Preset, assets_folder, fingerprinted, load_preset
+from evcap.config import GeneratorConfig, Preset, assets_folder, fingerprinted, load_preset
 from evcap.errors import EvcapError
+from evcap.generators.evcap import EvcapGenerator
+from evcap.generators.generator import Generator, Seen, Unanswered, at_most
+from evcap.generators.opening import LaterGenerator
+from evcap.generators.options import begins_empty, check_decoding, check_generator, chosen, decoding_of, encoder_tensors
 from evcap.images.inputs import Picture, as_list, open_picture
 from evcap.images.opening import to_tensor
 from evcap.language.phrases import PhraseModel
-from evcap.language.rerank import BeamChoice
 from evcap.memory.keys import mean_keys
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
-from evcap.model.build import build_model, name_tokenizer
-from evcap.model.evcap import QueryEncoder
+from evcap.model.build import build_encoder, build_model
+from evcap.model.evcap import EVCap, QueryEncoder
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint
@@ -51,20 +54,28 @@ def encoder_fingerprint(model: QueryEncoder) -> str:
 class Captioner:
     """A model with a memory. `memory` may be assigned or edited at any time; captions follow at once, without training.
 
-    So may `phrases`, which helps to choose among the beams; None = wording does not count, whatever the preset says.
+    generator: who writes; by default the model's own language model, if it has one. config: what it was opened from.
     """
 
-    def __init__(self, model: QueryEncoder, memory: VisualNameMemory | None = None):
+    def __init__(
+        self,
+        model: QueryEncoder,
+        memory: VisualNameMemory | None = None,
+        generator: Generator | None = None,
+        config: GeneratorConfig | None = None,
+    ):
         self.model = model.eval()
         self.preset: Preset = model.preset
+        self.generator_config = config or GeneratorConfig()
+        if generator is None and isinstance(model, EVCap):
+            generator = EvcapGenerator(model)
+        self.generator: Generator | None = generator
         if self.preset.decoding.itc_weight and model.text_projection is None:
             raise EvcapError(f"preset '{self.preset.name}': decoding.itc_weight needs the text projection, set text_width")
         self.encoder_fingerprint = encoder_fingerprint(model)
         if memory is None:
             memory = VisualNameMemory.empty(self.preset.image_qformer.width, self.encoder_fingerprint)
         self.memory = memory
-        self.phrases: PhraseModel | None = None
-        self._tokenize = name_tokenizer()
 
     @classmethod
     def load(
@@ -74,17 +85,42 @@ class Captioner:
         trained: str | Path | None = None,
         device: str | None = None,
         merged: bool = True,
+        generator: str | GeneratorConfig | None = None,
     ) -> Captioner:
         """Open a preset's trained tensors and its memory, or others in their place.
 
         merged: False keeps adapters apart from the language model's weights, which then can answer without them, too.
         device: "cpu", "cuda", "cuda:1"; by default a CUDA GPU where there is one.
+        generator: who writes, in place of the preset's: as `evcap.generators.options.chosen` takes it. One that is a model
+        beside evcap's is opened at the first caption: names, keys and features need none. A preset of BLIP-2 needs no trained
+        tensors then, and without a memory of its own it begins with an empty one.
         The preset's phrase model belongs to its own trained tensors; `trained` comes without one.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
         settings = load_preset(preset)
-        if settings.assets is None and (trained is None or memory is None):
-            raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
+        config = chosen(settings, generator)
+        check_generator(config, settings)
+        if config.kind == "evcap":
+            if settings.assets is None and (trained is None or memory is None):
+                raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name a folder under 'assets' in its YAML")
+            captioner = cls._with_language_model(preset, settings, trained, device, merged)
+        else:
+            place = pick_device(device)
+            model = build_encoder(settings, encoder_tensors(preset, settings, trained), place)
+            captioner = cls(model, generator=LaterGenerator(config, settings, place), config=config)
+        own = assets_folder(preset, settings) / "memory"
+        if isinstance(memory, VisualNameMemory):
+            if memory.encoder != captioner.encoder_fingerprint:
+                raise EvcapError("the memory was made by another encoder; build it again with this preset")
+            captioner.memory = memory
+        elif memory is not None or not begins_empty(settings, config, own):
+            captioner.memory = VisualNameMemory.open(memory or own, captioner.encoder_fingerprint)
+        return captioner
+
+    @classmethod
+    def _with_language_model(
+        cls, preset: str | Path, settings: Preset, trained: str | Path | None, device: str | None, merged: bool
+    ) -> Captioner:
         assets = assets_folder(preset, settings)
         model = build_model(settings, trained or assets / "trained.safetensors", device=pick_device(device))
         if merged:
@@ -92,13 +128,19 @@ class Captioner:
         captioner = cls(model)
         if settings.decoding.phrase_weight and trained is None:
             captioner.phrases = PhraseModel.open(assets / "phrases.safetensors", captioner.encoder_fingerprint)
-        if isinstance(memory, VisualNameMemory):
-            if memory.encoder != captioner.encoder_fingerprint:
-                raise EvcapError("the memory was made by another encoder; build it again with this preset")
-            captioner.memory = memory
-        else:
-            captioner.memory = VisualNameMemory.open(memory or assets / "memory", captioner.encoder_fingerprint)
         return captioner
+
+    @property
+    def phrases(self) -> PhraseModel | None:
+        """What helps EVCap's own generator to choose among the beams; may be assigned at any time. None = wording does not
+        count, whatever the preset says."""
+        return getattr(self.generator, "phrases", None)
+
+    @phrases.setter
+    def phrases(self, phrases: PhraseModel | None) -> None:
+        if not isinstance(self.generator, EvcapGenerator):
+            raise EvcapError("a phrase model chooses among the beams of EVCap's own generator only")
+        self.generator.phrases = phrases
 
     def caption(
         self,
@@ -117,8 +159,14 @@ class Captioner:
         Raises evcap.images.opening.ImageError for a file that is no readable image, EvcapError for what can be none.
         """
         pictures, single = as_list(images)
-        queries = self.query_features(pictures, batch_size)
-        captions = self.caption_features(queries, num_captions, beams, min_length, max_length, batch_size)
+        ways = (num_captions, beams, min_length, max_length, batch_size)
+        if not self.side:
+            captions = self.caption_features(self.query_features(pictures, batch_size), *ways)
+            return captions[0] if single else captions
+        waiting, replies = iter(pictures), []
+        while batch := [open_picture(picture, self.image_side) for picture in islice(waiting, batch_size)]:
+            replies += self._replies(self.query_features(batch, batch_size), *ways, batch)
+        captions = _all_answered(replies)
         return captions[0] if single else captions
 
     @torch.inference_mode()
@@ -131,7 +179,6 @@ class Captioner:
             queries = self.model.query_features(patches.to(self.device), grid).cpu()
         return self.caption_features(queries, **options)
 
-    @torch.inference_mode()
     def caption_features(
         self,
         queries: torch.Tensor,
@@ -140,34 +187,61 @@ class Captioner:
         min_length: int | None = None,
         max_length: int | None = None,
         batch_size: int = 16,
+        images: Sequence[Image.Image] | None = None,
     ) -> list[Caption]:
-        """Caption from Q (N,32,W) float32, as `query_features` gives it: the memory may have changed since."""
+        """Caption from Q (N,32,W) float32, as `query_features` gives it: the memory may have changed since.
+
+        images: the N images, RGB, for a generator that looks at them (`side` is not 0).
+        Raises Unanswered, with all that came of the others, if an endpoint fails for some of them.
+        """
+        return _all_answered(self._replies(queries, num_captions, beams, min_length, max_length, batch_size, images))
+
+    def _replies(
+        self,
+        queries: torch.Tensor,
+        num_captions: int,
+        beams: int | None,
+        min_length: int | None,
+        max_length: int | None,
+        batch_size: int,
+        images: Sequence[Image.Image] | None = None,
+    ) -> list[Caption | Exception]:
+        if self.generator is None:
+            raise EvcapError("this captioner has a vision model alone, and none that writes")
+        if self.side and images is None:
+            raise EvcapError(f"generator '{self.generator_config.kind}' looks at pixels: query features alone are not enough")
         given = {"beams": beams, "min_length": min_length, "max_length": max_length}
-        decoding = dataclasses.replace(self.preset.decoding, **{k: v for k, v in given.items() if v is not None})
+        usual = decoding_of(self.preset, self.generator_config)
+        decoding = dataclasses.replace(usual, **{k: v for k, v in given.items() if v is not None})
         if min(decoding.beams, num_captions, decoding.max_length) < 1 or decoding.min_length > decoding.max_length:
             raise EvcapError("beams, num_captions and max_length must be at least 1, min_length at most max_length")
-        choosing = bool(decoding.itc_weight or (decoding.phrase_weight and self.phrases is not None))
-        found = max(decoding.beams, num_captions) if choosing else num_captions
+        check_decoding(self.generator_config, decoding)
         results = []
         for start in range(0, len(queries), batch_size):
             batch = queries[start : start + batch_size]
             names = self.retrieve(batch)
-            plain = [[n.name for n in row] for row in names]
-            retrieved = self._tokenize(plain).to(self.device)
-            hypotheses = self.model.generate(batch.to(self.device), retrieved, found, decoding)
-            if choosing:
-                hypotheses = self._choice(batch, hypotheses, plain, decoding, self.phrases)
-            captions = [[h.text for h in row[:num_captions]] for row in hypotheses]
-            results += [Caption(texts[0], texts, row) for texts, row in zip(captions, names, strict=True)]
+            shown = [at_most(image, self.side) for image in images[start : start + batch_size]] if self.side else None
+            seen = Seen(batch, [[n.name for n in row] for row in names], shown)
+            try:
+                said = self.generator.captions(seen, num_captions, decoding)
+            except Unanswered as error:
+                said = error.replies
+            results += [t if isinstance(t, Exception) else Caption(t[0], t, row) for t, row in zip(said, names, strict=True)]
         return results
+
+    @property
+    def side(self) -> int:
+        """Pixels of the longer side of the images that the generator is shown; 0 = it takes query features alone."""
+        return self.generator.side if self.generator else 0
+
+    @property
+    def image_side(self) -> int:
+        """To how many pixels a side larger images may be shrunk while they are opened: far more than the tower looks at."""
+        return max(2 * self.preset.vision.image_size, self.side)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
-
-    @cached_property
-    def _choice(self) -> BeamChoice:
-        return BeamChoice(self.model.text_projection)
 
     def names(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> list[list[RetrievedName]]:
         """Names the memory gives for each image, best first; of one image a list of one."""
@@ -214,3 +288,9 @@ class Captioner:
         rows, columns = self.model.backbone.grid(*[self.preset.vision.image_size] * 2)
         maps = self.model.image_qformer.attention_map(patches)[0, :, self.model.backbone.prefix :]
         return maps.view(-1, rows, columns).float().cpu().numpy()
+
+
+def _all_answered(replies: list[Caption | Exception]) -> list[Caption]:
+    if any(isinstance(reply, Exception) for reply in replies):
+        raise Unanswered(replies)
+    return replies

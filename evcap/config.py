@@ -126,6 +126,22 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True)
+class GeneratorConfig:
+    """Who writes the words (evcap.generators), and what it is told beside the image.
+
+    `prompt` stands for images without names, and before `names`, the template of those that have some. None: what the kind
+    has by itself (`evcap.generators.options.PROMPTS`). "evcap" has neither, its prompt is the language model's.
+    """
+
+    kind: str = "evcap"  # or "blip2", "image-text", "endpoint"
+    source: str = ""  # folder, hub name or address; of "blip2" the one of the language model if it is left out
+    model: str = ""  # its name at an endpoint
+    prompt: str | None = None
+    names: str | None = None  # holds "{names}"
+    max_length: int = 64  # tokens of a caption; of "image-text" and "endpoint", the others have `decoding`
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything one model is made of."""
 
@@ -142,6 +158,7 @@ class Preset:
     vocab_size: int = 30522  # BERT word pieces of the name fusion
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     retrieval: RetrievalConfig | None = None  # None: nobody measured it for this preset's towers
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big images; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from

@@ -41,8 +41,8 @@ def refusal(tmp_path, text: str) -> str:
     return message.replace(str(path), "FILE")
 
 
-def test_three_presets_are_shipped():
-    assert PRESETS == ["embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
+def test_presets_are_shipped():
+    assert PRESETS == ["blip2-flan-t5-xl", "blip2-opt-2.7b", "embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -144,7 +144,9 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(EvcapError, match="there is no preset 'embeded'. Shipped presets: embedded, evcap-vicuna-13b"):
+    with pytest.raises(
+        EvcapError, match="there is no preset 'embeded'. Shipped presets: blip2-flan-t5-xl, blip2-opt-2.7b, embedded"
+    ):
         load_preset("embeded")
 
 

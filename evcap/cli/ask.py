@@ -15,10 +15,11 @@ import typer
 
 from evcap.cli.console import command, complain
 from evcap.cli.index import index_folder, need_rasterio
-from evcap.cli.options import Bands, Memory, Preset, Stretch, Threads
+from evcap.cli.options import Bands, Generator, GeneratorModel, Memory, Preset, Stretch, Threads
 from evcap.cli.outputs import check_folder, check_outputs
 from evcap.cli.preflight import check_model
 from evcap.cli.progress import shown
+from evcap.config import GeneratorConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.raster.display import DEFAULT, Display
 
@@ -61,6 +62,8 @@ def ask_command(
     endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
     memory: Memory = None,
     preset: Preset = "embedded",
+    generator: Generator = None,
+    generator_model: GeneratorModel = None,
     bands: Bands = None,
     stretch: Stretch = None,
     threads: Threads = None,
@@ -73,6 +76,7 @@ def ask_command(
     use_threads(threads)
     check_calibrated(preset)
     display = Display.read(bands, stretch)
+    who = _checked_generator(preset, generator, generator_model, phrases_by)
     several = len(question) > 1 or question == ["-"]
     if several and (choice or evidence or overlay):
         raise EvcapError("--choice, --evidence and --overlay go with one question")
@@ -84,8 +88,9 @@ def ask_command(
     with opened(image, display) as raster:
         check_outputs({"--evidence": evidence, "--overlay": overlay}, [image])
         check_folder("the tile index", folder)
-        check_model(preset, memory)
-        load = cache(partial(_load, raster, folder, preset, memory, gallery or ()))
+        check_model(preset, memory, generator=who)
+        other = () if generator is None and generator_model is None else (who,)
+        load = cache(partial(_load, raster, folder, preset, memory, gallery or (), *other))
         for text in _questions(question):
             start = time.monotonic()
             try:
@@ -116,10 +121,21 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
     yield from filter(None, (line.replace("\ufeff", "").strip() for line in sys.stdin))  # each file may begin with such a mark
 
 
-def _load(raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str]) -> tuple[Analyst, TileIndex]:
+def _checked_generator(preset: str, generator: str | None, model: str | None, phrases_by: PhrasesBy) -> GeneratorConfig:
+    from evcap.generators.options import chosen
+
+    who = chosen(load_preset(preset), generator, model)
+    if phrases_by == PhrasesBy.model and who.kind != "evcap":
+        raise EvcapError("--phrases-by model asks evcap's own language model: use nouns or endpoint with another generator")
+    return who
+
+
+def _load(
+    raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str], *generator: GeneratorConfig
+) -> tuple[Analyst, TileIndex]:
     from evcap.gigapixel.ask.answer import Analyst
 
-    analyst = Analyst.load(preset, memory, galleries)
+    analyst = Analyst.load(preset, memory, galleries, *generator)
     return analyst, analyst.open_index(raster, folder)
 
 
@@ -210,14 +226,18 @@ def is_large(path: Path) -> bool:
 
 def check_calibrated(preset: str) -> None:
     """Raises EvcapError for a preset that does not say from which score on something counts as found."""
-    from evcap.config import load_preset
     from evcap.gigapixel.search.calibration import calibrated
 
     calibrated(load_preset(preset))
 
 
 def large_captions(
-    files: Sequence[Path], preset: str, memory: Path | None, quiet: bool, display: Display = DEFAULT
+    files: Sequence[Path],
+    preset: str,
+    memory: Path | None,
+    quiet: bool,
+    display: Display = DEFAULT,
+    generator: GeneratorConfig | None = None,
 ) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large image. The model is loaded at the first."""
     from evcap.gigapixel.ask.answer import Analyst
@@ -227,7 +247,7 @@ def large_captions(
         try:
             check_calibrated(preset)
             with opened(file, display) as raster:
-                analyst = analyst or Analyst.load(preset, memory)
+                analyst = analyst or Analyst.load(preset, memory, (), generator)
                 said = analyst.caption(analyst.open_index(raster, index_folder(file, None)), progress=shown(quiet))
         except (EvcapError, OSError) as error:  # whatever it is, what is done before and after is kept
             reason = str(error)

@@ -17,13 +17,28 @@ from evcap.cli.ask import is_large, large_captions
 from evcap.cli.console import Progress, answers, command, complain, report, tell_finished
 from evcap.cli.embedded import embed
 from evcap.cli.interrupt import INTERRUPTED
-from evcap.cli.options import Bands, BatchSize, Memory, Output, Paths, Preset, Quiet, Stretch, Threads, named_paths
+from evcap.cli.options import (
+    Bands,
+    BatchSize,
+    Generator,
+    GeneratorModel,
+    Memory,
+    Output,
+    Paths,
+    Preset,
+    Quiet,
+    Stretch,
+    Threads,
+    named_paths,
+)
 from evcap.cli.outputs import check_outputs
 from evcap.cli.preflight import check_model, checked_decoding, made_with
 from evcap.cli.result_file import ResultWriter
 from evcap.cli.results import Format, Result
 from evcap.cli.sidecars import Existing, Sidecars
+from evcap.config import GeneratorConfig, load_preset
 from evcap.errors import EvcapError
+from evcap.generators.options import chosen, side_of
 from evcap.raster.display import Display
 
 
@@ -52,6 +67,8 @@ def caption_command(
     batch_size: BatchSize = 16,
     memory: Memory = None,
     preset: Preset = "embedded",
+    generator: Generator = None,
+    generator_model: GeneratorModel = None,
     bands: Bands = None,
     stretch: Stretch = None,
     threads: Threads = None,
@@ -73,19 +90,21 @@ def caption_command(
     _check_texts(sidecar, extension, embedded, existing)
     display = Display.read(bands, stretch)
     files = find_images(named_paths(paths), report=complain)
-    model = check_model(preset, memory)
+    who = chosen(load_preset(preset), generator, generator_model)
+    model = check_model(preset, memory, generator=who)
     lengths = {"beams": beams, "min_length": min_length, "max_length": max_length}
-    decoding = checked_decoding(model, num_captions, **lengths)
+    decoding = checked_decoding(model, num_captions, who, **lengths)
     sidecars = Sidecars(files, extension, existing) if sidecar else None
     check_outputs({"--output": output}, [*files, *(sidecars.path(file) for file in files if sidecars)])
     folder = _metadata_folder(files, output) if form == Format.metadata else ""
     by_sidecar = resume and sidecar and output is None
     around = {"prefix": prefix, "suffix": suffix, "bands": bands, "stretch": stretch}
-    settings = _settings(made_with(preset, model, memory), {"num_captions": num_captions} | asdict(decoding) | around)
+    settings = _settings(made_with(preset, model, memory, who), {"num_captions": num_captions} | asdict(decoding) | around)
     failures: list[str] = []
     done = 0
     texts = _Texts(sidecars, embedded, existing)
-    load = cache(partial(evcap.load, preset, memory))  # loaded when the first image is open
+    other = {} if generator is None and generator_model is None else {"generator": who}
+    load = cache(partial(evcap.load, preset, memory, **other))  # loaded when the first image is open
     options = {"num_captions": num_captions, "batch_size": batch_size, **lengths}
     with ResultWriter(output, form, resume and not by_sidecar, settings) as writer:
         finished = sidecars.finished if by_sidecar else writer.is_finished
@@ -93,7 +112,8 @@ def caption_command(
         tell_finished(len(files) - len(todo), len(files), quiet, writer.remark)
         try:
             ask = partial(_captions, load, options)
-            said = _all_answers(todo, preset, memory, batch_size, ask, quiet, display)
+            enough = max(2 * model.vision.image_size, side_of(who))
+            said = _all_answers(todo, preset, memory, batch_size, ask, quiet, display, enough, **other)
             with closing(said), Progress(len(todo), quiet) as progress:
                 for file, caption, error in said:
                     names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
@@ -115,7 +135,13 @@ def caption_command(
 
 
 def _captions(load: Callable, options: dict, images: Sequence) -> list:
-    return load().caption(images, **options)
+    """A caption of each image, or the exception that came instead."""
+    from evcap.generators.generator import Unanswered
+
+    try:
+        return load().caption(images, **options)
+    except Unanswered as error:
+        return error.replies
 
 
 def _settings(*parts: dict) -> dict:
@@ -164,14 +190,22 @@ class _Texts:
 
 
 def _all_answers(
-    todo: Sequence[Path], preset: str, memory: Path | None, batch_size: int, ask: Callable, quiet: bool, display: Display
+    todo: Sequence[Path],
+    preset: str,
+    memory: Path | None,
+    batch_size: int,
+    ask: Callable,
+    quiet: bool,
+    display: Display,
+    enough: int,
+    generator: GeneratorConfig | None = None,
 ) -> Iterator[tuple]:
     """As `answers`, of photos first and then of images that are captioned by their tiles."""
     large = [file for file in todo if is_large(file)]
-    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask, display)) as said:
+    with closing(answers([file for file in todo if file not in large], preset, batch_size, ask, display, enough)) as said:
         yield from said
     if large:
-        yield from large_captions(large, preset, memory, quiet, display)
+        yield from large_captions(large, preset, memory, quiet, display, generator)
 
 
 def _way_on(writer: ResultWriter, sidecar: bool) -> str:

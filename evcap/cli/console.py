@@ -138,17 +138,20 @@ def answers(
     batch_size: int,
     ask: Callable[[list[Image]], Iterable],
     display: Display = DEFAULT,
+    enough: int | None = None,
 ) -> Iterator[tuple[Path, Any, str | None]]:
     """(file, answer, None), or (file, None, reason in one line) for an image that failed, in the order of `files`.
 
     ask: B images -> B answers, while the next images are opened. If a batch fails its images are asked about one by
-    one, so that no image suffers from its neighbours. Close the iterator to stop.
+    one, so that no image suffers from its neighbours; an exception in place of an answer is of its image alone. enough: pixels
+    a side to which larger images may be shrunk while they are opened, by default what the preset's tower needs.
+    Close the iterator to stop.
     """
     from evcap.config import load_preset
     from evcap.images.ahead import open_ahead
     from evcap.images.opening import ImageError, open_image
 
-    enough = 2 * load_preset(preset).vision.image_size  # larger images are shrunk while they are opened
+    enough = enough or 2 * load_preset(preset).vision.image_size
     with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough, display))) as batches:
         for batch in batches:
             replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))
@@ -156,6 +159,8 @@ def answers(
                 reply = picture if isinstance(picture, ImageError) else next(replies)
                 if isinstance(reply, ImageError):
                     yield file, None, str(reply)
+                elif isinstance(reply, EvcapError):
+                    yield file, None, f"{file}: {reply}"
                 elif isinstance(reply, Exception):
                     yield file, None, f"{file}: {type(reply).__name__}: {' '.join(str(reply).split())}"
                 else:

@@ -15,6 +15,15 @@ from evcap.errors import EvcapError
 
 Preset = Annotated[str, typer.Option(help="A shipped preset's name, or the path of a YAML file.")]
 Memory = Annotated[Path | None, typer.Option(help="Folder of the memory to use in place of the shipped one.")]
+Generator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHO",
+        help="Who writes, in place of the preset's: evcap, a folder or hub name of an image-text-to-text model, or the "
+        "http(s) address of an OpenAI-compatible endpoint.",
+    ),
+]
+GeneratorModel = Annotated[str | None, typer.Option(help="The model's name at the endpoint of --generator.")]
 Paths = Annotated[
     list[str],
     typer.Argument(

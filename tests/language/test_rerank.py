@@ -126,7 +126,8 @@ def test_the_shipped_captioner_chooses_among_its_own_beams(captioner):
     names = [[n.name for n in row.names] for row in chosen]
     texts = [row.captions for row in likeliest]
     weights = preset.decoding
-    parts = zip(captioner._choice.similarity(queries, texts), captioner.phrases(queries, texts), strict=True)
+    choice = BeamChoice(captioner.model.text_projection)
+    parts = zip(choice.similarity(queries, texts), captioner.phrases(queries, texts), strict=True)
     values = [weights.itc_weight * similar + weights.phrase_weight * fit for similar, fit in parts]
     for i, row in enumerate(likeliest):
         assert sorted(chosen[i].captions) == sorted(row.captions) and chosen[i].caption == one[i].caption

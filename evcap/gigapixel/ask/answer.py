@@ -1,5 +1,5 @@
 """Captions of, and answers about, images that no model takes whole: places are found and described, and what is said of them
-answers (ImageRAG, arXiv 2411.07688, with EVCap as the generator)."""
+answers (ImageRAG, arXiv 2411.07688, with EVCap or another generator)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from evcap.captioner import Caption, Captioner
-from evcap.config import assets_folder, load_preset
+from evcap.config import GeneratorConfig, assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.gigapixel.ask.evidence import Evidence
 from evcap.gigapixel.ask.phrase_models import ModelPhrases
 from evcap.gigapixel.ask.question import Question, check_understood
-from evcap.gigapixel.ask.reader import EvidenceReader
+from evcap.gigapixel.ask.reader import image_of, open_reader
 from evcap.gigapixel.search.calibration import calibrated
 from evcap.gigapixel.search.gallery import Gallery
 from evcap.gigapixel.search.retrieval import Place, Retriever
@@ -33,6 +33,7 @@ from evcap.raster.raster import Raster
 
 BUDGET = 2000  # tiles that are encoded for a question where there is no whole index: two minutes on two cores
 TOLD = 5  # places that a caption tells of
+NO_PHRASES = "the model that finds phrases is evcap's own: use --phrases-by nouns or endpoint with another generator"
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -69,27 +70,34 @@ class Analyst:
         self.captioner, self.tower, self.galleries = captioner, tower, list(galleries)
         self.retriever = Retriever(tower, galleries, calibrated(captioner.preset))
         self.labels = [label for gallery in galleries for label in gallery.labels]
-        self._reader = EvidenceReader(captioner.model.language)
+        self._reader = open_reader(captioner)
 
     @classmethod
     def load(
-        cls, preset: str | Path = "embedded", memory: str | Path | None = None, galleries: Sequence[str | Path] = ()
+        cls,
+        preset: str | Path = "embedded",
+        memory: str | Path | None = None,
+        galleries: Sequence[str | Path] = (),
+        generator: str | GeneratorConfig | None = None,
     ) -> Analyst:
         """Open a preset with its gallery, or with others in its place; any visual-name memory of its encoder will do.
 
-        galleries: as `Gallery.open` takes them.
+        galleries: as `Gallery.open` takes them. generator: as `Captioner.load` does.
         Raises EvcapError with one line when a part is missing, damaged or made for another model.
         """
         settings = load_preset(preset)
         calibrated(settings)
-        captioner = Captioner.load(preset, memory, merged=False)
+        captioner = Captioner.load(preset, memory, merged=False, generator=generator)
         own = assets_folder(preset, settings) / "gallery"
         folders = list(galleries) or ([own] if own.is_dir() else [])
         tower = open_tower(captioner)
         return cls(captioner, tower, [Gallery.open(folder, tower.encoder_fingerprint) for folder in folders])
 
     def phrases(self, question: str) -> list[str]:
-        """What a question is about, by the language model: a back-end of `analyse`. Raises NoPhrases."""
+        """What a question is about, by the language model: a back-end of `analyse`. Raises NoPhrases, and EvcapError where
+        another generator stands in its place."""
+        if self.captioner.generator_config.kind != "evcap":
+            raise EvcapError(NO_PHRASES)
         language = self.captioner.model.language
         return ModelPhrases(language.plain, language.tokenizer)(question)
 
@@ -152,7 +160,7 @@ class Analyst:
         There is no question here, so the labels ask: of all places that are sure, one a label, the best that do not overlap.
         That is ours, neither paper has it.
         """
-        phrases = self.labels or [hit.name for hit in self.captioner.names(_overview(index.raster, self.captioner))[0]]
+        phrases = self.labels or [hit.name for hit in self.captioner.names(self._overview(index.raster))[0]]
         self._fill(index, phrases, budget, progress)
         found = self.retriever.survey(index, phrases, TOLD)
         evidence = self._describe(index.raster, found)
@@ -161,6 +169,9 @@ class Analyst:
         size = index.plan.width, index.plan.height
         sentences += [_sentence(f"{_place_words(cell_words(part.box, *size))}: {part.caption}") for part in parts]
         return self._answer(index, " ".join(sentences), found, evidence, None)
+
+    def _overview(self, raster: Raster) -> Image.Image:
+        return image_of(raster, (0, 0, raster.width, raster.height), self.captioner.image_side)
 
     def _fill(self, index: TileIndex, phrases: Sequence[str], budget: int, progress: Progress) -> None:
         if index.counts()[MISSING]:
@@ -172,12 +183,11 @@ class Analyst:
 
     def _describe(self, raster: Raster, places: Sequence[Place], overview: Evidence | None = None) -> list[Evidence]:
         """The overview, unless it is there already, and the places, captioned."""
-        side = 2 * self.captioner.preset.vision.image_size
         items = [_undescribed(place) for place in places]
         if overview is None:
             items.insert(0, Evidence((0, 0, raster.width, raster.height), 1.0, "", path="overview"))
-        queries = self.captioner.query_features([_part(raster, item.box, side) for item in items])
-        said = self.captioner.caption_features(queries)
+        images = [image_of(raster, item.box, self.captioner.image_side) for item in items]
+        said = self.captioner.caption_features(self.captioner.query_features(images), images=images)
         captioned = [
             replace(item, caption=caption.caption, names=[(hit.name, hit.similarity) for hit in caption.names])
             for item, caption in zip(items, said, strict=True)
@@ -190,17 +200,6 @@ class Analyst:
         path = "none" if not paths else "fast" if "fast" in paths else "slow"
         missing, encoded, _ = index.counts()
         return Answer(text, path, evidence, count, encoded, missing + encoded)
-
-
-def _part(raster: Raster, box: Sequence[int], side: int) -> Image.Image:
-    """A box as an image, its longer side at most `side` pixels."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    scale = min(1.0, side / max(width, height))
-    return Image.fromarray(raster.read(box, (max(1, round(width * scale)), max(1, round(height * scale))))[0])
-
-
-def _overview(raster: Raster, captioner: Captioner) -> Image.Image:
-    return _part(raster, (0, 0, raster.width, raster.height), 2 * captioner.preset.vision.image_size)
 
 
 def _undescribed(place: Place) -> Evidence:

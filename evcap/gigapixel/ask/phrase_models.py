@@ -8,16 +8,11 @@ key, the model's name) raises EvcapError instead: that only the user can mend.
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import re
-import urllib.error
-import urllib.request
-from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from evcap.errors import EvcapError
+from evcap.generators.endpoint import Endpoint, Failed
 from evcap.gigapixel.ask.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
 from evcap.gigapixel.ask.question import NoPhrases
 from evcap.language.sentences import FUNCTION_WORDS
@@ -28,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LONGEST_PHRASE = 60  # letters
-LONGEST_REPLY = 1 << 20  # bytes of an endpoint's answer
 OPENING = '{"phrases": ["'
 INSTRUCTIONS = """\
 You prepare a search in a satellite or aerial picture. From the user's question, pick what has to be found on the ground.
@@ -123,77 +117,17 @@ class ModelPhrases:
 
 
 class EndpointPhrases:
-    """Phrases from an OpenAI-compatible endpoint (POST URL/chat/completions).
-
-    url: up to and with the version, as in "http://localhost:8000/v1". model: its name there. key: sent as a bearer token,
-    by default what OPENAI_API_KEY holds; "" sends none. timeout: seconds for each of the `tries`, between which it waits
-    1, 2, ... seconds.
-    """
+    """Phrases from an OpenAI-compatible endpoint; the arguments are those of `Endpoint`."""
 
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, tries: int = 3):
-        if not re.match(r"https?://[^/\s]+[^\s]*$", url):
-            raise EvcapError(f"'{url}' is no address of an endpoint; it looks like http://localhost:8000/v1")
-        key = (os.environ.get("OPENAI_API_KEY", "") if key is None else key).strip()
-        if not (key.isascii() and key.isprintable()):
-            raise EvcapError("the endpoint's key (OPENAI_API_KEY) holds letters that no key has; set it again")
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.model, self.key, self.timeout, self.tries = model, key, timeout, tries
+        self._endpoint = Endpoint(url, model, key, timeout, tries)
 
     def __call__(self, question: str) -> list[str]:
         """question -> phrases; NoPhrases when the tries are used up, EvcapError when the endpoint refuses the settings."""
-        reason = ""
-        for attempt in range(self.tries):
-            sleep(attempt)
-            try:
-                if phrases := read_phrases(self._reply(question), question):
-                    return phrases
-                reason = "named nothing that the question speaks of"
-            except _Failed as error:
-                reason = str(error)
-        raise NoPhrases(f"{self.url} {reason} ({self.tries} {'try' if self.tries == 1 else 'tries'})")
-
-    def _reply(self, question: str) -> str:
-        """The text of one answer."""
-        body = {"model": self.model, "messages": messages(question), "temperature": 0, "max_tokens": 200}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        useless = "named nothing that the question speaks of"
         try:
-            answer = self._post(urllib.request.Request(self.url, json.dumps(body).encode(), headers))
-        except urllib.error.HTTPError as error:
-            if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise _Failed(f"answered {error.code} {error.reason}") from None
-            hint = "the key (OPENAI_API_KEY)" if error.code in (401, 403) else f"the address and the model '{self.model}'"
-            raise EvcapError(f"{self.url} refuses: {error.code} {error.reason}; check {hint}") from None
-        except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError around another
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise _Failed(f"did not answer within {self.timeout:g} s") from None
-            raise _Failed(f"cannot be reached: {getattr(reason, 'strerror', None) or reason}") from None
-        try:
-            content = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            content = None
-        if not isinstance(content, str):
-            raise _Failed("answered, but not with a chat completion")
-        return content
-
-    def _post(self, request: urllib.request.Request) -> bytes:
-        """The body of the answer, or as much of it as a sane one may have."""
-        deadline = monotonic() + self.timeout
-        answer = b""
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-            while len(answer) < LONGEST_REPLY and (part := response.read1(1 << 16)):
-                answer += part
-                if monotonic() > deadline:  # the socket's own timeout starts again with every byte
-                    raise TimeoutError
-        return answer
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key goes to no other address than the one it was given for."""
-
-    def redirect_request(self, *_):
-        return None
-
-
-class _Failed(Exception):
-    """One try failed, and another may not; what the endpoint did, in one line."""
+            return self._endpoint.ask(
+                messages(question), lambda reply: read_phrases(reply, question), useless, temperature=0, max_tokens=200
+            )
+        except Failed as error:
+            raise NoPhrases(str(error)) from None

@@ -1,17 +1,23 @@
-"""The language model answers from what was said of the overview and of each place (ImageRAG's generation, in words)."""
+"""The generator answers from the overview and the places that were found (ImageRAG's generation, arXiv 2411.07688).
+
+EVCap's language model reads what was said of each, BLIP-2 too, with the overview before it; chat models look at them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from evcap.language.model import chat_tokens
 from evcap.raster.geo import cell_words, to_thousandths, union
 
 if TYPE_CHECKING:
+    from evcap.captioner import Captioner
+    from evcap.generators.generator import ChatGenerator, Part
     from evcap.gigapixel.ask.evidence import Evidence
     from evcap.gigapixel.ask.question import Question
     from evcap.language.model import LanguageModel
@@ -23,6 +29,35 @@ INSTRUCTIONS = (
     "You answer a question about a large aerial picture. You cannot see it; you get descriptions of the whole and of places in "
     "it. Boxes are x1, y1, x2, y2 from 0 to 1000. Answer in one short sentence, from the descriptions alone."
 )
+LOOK = (
+    "You answer a question about a large aerial image. You see the whole image first, then parts of it. Boxes are [x1, y1, x2, "
+    "y2] from 0 to 1000 in the whole image."
+)
+
+
+class Reader(Protocol):
+    """evidence: the overview first, then the places, with their captions and names."""
+
+    def answer(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        """One line of text."""
+
+    def choose(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        """One of the question's choices, as "(B) blue"."""
+
+
+def open_reader(captioner: Captioner) -> Reader:
+    """The reader that fits a captioner's generator."""
+    kind = captioner.generator_config.kind
+    if kind == "evcap":
+        return EvidenceReader(captioner.model.language)
+    return FeatureReader(captioner) if kind == "blip2" else ImageReader(captioner.generator)
+
+
+def image_of(raster: Raster, box: Sequence[int], side: int) -> Image.Image:
+    """A box as an image, its longer side at most `side` pixels."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = min(1.0, side / max(width, height))
+    return Image.fromarray(raster.read(box, (max(1, round(width * scale)), max(1, round(height * scale))))[0])
 
 
 class EvidenceReader:
@@ -54,18 +89,83 @@ class EvidenceReader:
             ids = torch.tensor([prompt + said], device=llm.device)
             logits = llm(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
             scores.append(logits.gather(1, ids[0, len(prompt) :, None]).mean().item())
-        best = max(range(len(scores)), key=scores.__getitem__)
-        return f"({chr(65 + best)}) {question.choices[best]}"
+        return _lettered(question.choices, max(range(len(scores)), key=scores.__getitem__))
 
     def _prompt(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> list[int]:
         tokenizer = self._language.tokenizer
-        told = "\n".join([*(_told(item, raster) for item in evidence), *_told_together(evidence, raster)])
-        choices = "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(question.choices))
+        told = _descriptions(evidence, raster)
         turns = [
             {"role": "system", "content": INSTRUCTIONS},
-            {"role": "user", "content": f"{told}\nQuestion: {question.text}{choices}"},
+            {"role": "user", "content": f"{told}\nQuestion: {question.text}{_choices(question)}"},
         ]
         return chat_tokens(tokenizer, turns)
+
+
+class FeatureReader:
+    """BLIP-2 looks at the overview, as query features, and reads the descriptions before the question, as it was asked in
+    its paper: "Question: ... Answer:"."""
+
+    def __init__(self, captioner: Captioner):
+        self._captioner = captioner
+
+    def answer(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        said = self._captioner.generator.say(*self._asked(question, evidence, raster), NEW_TOKENS)
+        return said.split("\n")[0].strip()
+
+    def choose(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        """The likeliest of the choices: by the mean log-probability of its tokens."""
+        scores = self._captioner.generator.scores(*self._asked(question, evidence, raster), question.choices)
+        return _lettered(question.choices, max(range(len(scores)), key=scores.__getitem__))
+
+    def _asked(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> tuple[torch.Tensor, str]:
+        whole = image_of(raster, (0, 0, raster.width, raster.height), self._captioner.image_side)
+        text = f"{_descriptions(evidence, raster)}\nQuestion: {question.text}{_choices(question)} Answer:"
+        return self._captioner.query_features([whole])[0], text
+
+
+class ImageReader:
+    """A chat model is shown the overview and each place, with box, caption and names as text beside it, and two or more
+    places once more as one: the union of their boxes, which alone stands for them where a number is asked for."""
+
+    def __init__(self, generator: ChatGenerator):
+        self._generator = generator
+
+    def answer(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        parts = [*self._shown(question, evidence, raster), f"Question: {question.text}\nAnswer in one short sentence."]
+        return self._generator.reply(parts, NEW_TOKENS).split("\n")[0].strip()
+
+    def choose(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> str:
+        last = chr(64 + len(question.choices))
+        ask = f"Question: {question.text}{_choices(question)}\nAnswer with one letter, from A to {last}, alone."
+        parts = [*self._shown(question, evidence, raster), ask]
+        return _lettered(question.choices, self._generator.pick(parts, len(question.choices)))
+
+    def _shown(self, question: Question, evidence: Sequence[Evidence], raster: Raster) -> list[Part]:
+        side = self._generator.side
+        whole, places = evidence[0], list(evidence[1:])
+        parts: list[Part] = [LOOK, image_of(raster, whole.box, side), _told(whole, raster)]
+        boxes = [item.box for item in places]
+        together = tuple(union(np.array(boxes)).tolist()) if len(boxes) > 1 else None
+        if together and question.kind == "count":
+            places = []
+        parts += ["Additional information, parts of the image:"] if places or together else []
+        for number, item in enumerate(places, 1):
+            parts += [f"{number}. {_told(item, raster)}", image_of(raster, item.box, side)]
+        if together:
+            parts += [f"{len(places) + 1}. All places together: {_where(together, raster)}", image_of(raster, together, side)]
+        return parts
+
+
+def _descriptions(evidence: Sequence[Evidence], raster: Raster) -> str:
+    return "\n".join([*(_told(item, raster) for item in evidence), *_told_together(evidence, raster)])
+
+
+def _choices(question: Question) -> str:
+    return "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(question.choices))
+
+
+def _lettered(choices: Sequence[str], place: int) -> str:
+    return f"({chr(65 + place)}) {choices[place]}"
 
 
 def _told(item: Evidence, raster: Raster) -> str:
