@@ -21,7 +21,7 @@ from evcap.training.features import FeatureCache, cached_patches, cached_queries
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
 KILLED = """
 import os, signal, sys
-from tests.test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
+from test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
 
 def compute(start, stop):
     if start == 6:
@@ -59,9 +59,10 @@ def test_rows_are_computed_once(tmp_path):
     assert computed == [] and sum(fed) == ITEMS and (again.rows == cache.rows).all()
 
 
+@pytest.mark.slow
 def test_killed_process_is_continued(tmp_path):
     program = [sys.executable, "-c", KILLED, str(tmp_path)]
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    path = os.pathsep.join(map(str, [REPOSITORY, REPOSITORY / "tests", Path(__file__).parent]))
     run = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": path})
     assert run.returncode == -signal.SIGKILL, run.stderr
     cache, computed, fed = fill(tmp_path)
