@@ -9,7 +9,7 @@ from math import ceil, floor
 import numpy as np
 import pytest
 from cli_tools import invoke_recipe
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from places import GOLDEN
 
@@ -77,7 +77,6 @@ def test_the_boxes_of_the_release():
 
 
 @given(sides, sides)
-@settings(deadline=None, max_examples=60)
 @example(921, 777)
 @example(1, 1)
 def test_divisions_of_the_release_equal_plain_loops(width, height):
@@ -110,7 +109,6 @@ def test_counts_of_a_hundred_thousand_pixels():
 
 
 @given(st.sampled_from(NAMES), sides, sides)
-@settings(deadline=None, max_examples=150)
 @example("pyramid-8-0.5", 500, 3)
 @example("pyramid-288-0.25", 289, 288)
 def test_boxes_are_inside_distinct_and_cover(name, width, height):
@@ -130,7 +128,6 @@ def test_boxes_are_inside_distinct_and_cover(name, width, height):
 
 
 @given(st.integers(1, 12), st.sampled_from([0, 0.25, 0.5, 0.85]), sides, sides)
-@settings(deadline=None, max_examples=100)
 @example(8, 0.25, 8, 8)
 def test_a_pyramid_is_square_and_goes_down_to_native_detail(side, overlap, width, height):
     plan = make_plan("pyramid", width, height, side=side, overlap=overlap)
@@ -152,7 +149,6 @@ def test_a_pyramid_is_square_and_goes_down_to_native_detail(side, overlap, width
 
 
 @given(st.integers(1, 12), st.sampled_from([0, 0.25, 0.5, 0.85]), st.integers(1, 120), st.integers(1, 120), st.data())
-@settings(deadline=None, max_examples=60)
 def test_children_show_what_their_parents_show(side, overlap, width, height, data):
     plan = make_plan("pyramid", width, height, side=side, overlap=overlap)
     boxes, levels = plan.boxes(), plan.level_of()
@@ -180,7 +176,6 @@ def test_children_show_what_their_parents_show(side, overlap, width, height, dat
 
 
 @given(st.sampled_from(NAMES), sides, sides, st.data())
-@settings(deadline=None, max_examples=40)
 def test_some_boxes_are_those_of_all(name, width, height, data):
     plan = make_plan(name, width, height)
     numbers = np.array(data.draw(st.lists(st.integers(0, len(plan) - 1), max_size=20)), np.int64)

@@ -21,7 +21,7 @@ from evcap.training.features import FeatureCache, cached_patches, cached_queries
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
 KILLED = """
 import os, signal, sys
-from test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
+from tests.training.test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
 
 def compute(start, stop):
     if start == 6:
@@ -62,7 +62,7 @@ def test_rows_are_computed_once(tmp_path):
 @pytest.mark.slow
 def test_killed_process_is_continued(tmp_path):
     program = [sys.executable, "-c", KILLED, str(tmp_path)]
-    path = os.pathsep.join(map(str, [REPOSITORY, REPOSITORY / "tests", Path(__file__).parent]))
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     run = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": path})
     assert run.returncode == -signal.SIGKILL, run.stderr
     cache, computed, fed = fill(tmp_path)
