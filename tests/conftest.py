@@ -26,6 +26,19 @@ def captioner():
     return evcap.load()
 
 
+@pytest.fixture(scope="session")
+def shipped_analyst():
+    """The shipped model for images of any size; its captions are short, and found quickly."""
+    from dataclasses import replace
+
+    from evcap.gigapixel.ask.answer import Analyst
+
+    opened = Analyst.load()
+    preset = opened.captioner.preset
+    opened.captioner.preset = replace(preset, decoding=replace(preset.decoding, beams=2, max_length=8))
+    return opened
+
+
 @pytest.fixture
 def examples() -> list[Path]:
     """The example photos of the repository."""

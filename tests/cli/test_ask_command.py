@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,14 +20,11 @@ SIDE = 288
 
 
 @pytest.fixture(scope="module", autouse=True)
-def analyst():
-    """The shipped model, loaded once for all commands of this module; its captions are short, and found quickly."""
-    opened = Analyst.load()
-    preset = opened.captioner.preset
-    opened.captioner.preset = replace(preset, decoding=replace(preset.decoding, beams=2, max_length=8))
+def analyst(shipped_analyst):
+    """What all commands of this module load."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Analyst, "load", classmethod(lambda cls, *given: opened))
-        yield opened
+        patch.setattr(Analyst, "load", classmethod(lambda cls, *given: shipped_analyst))
+        yield shipped_analyst
 
 
 @pytest.fixture(scope="module")

@@ -228,16 +228,17 @@ def test_names_plot(fake, photos):
 
 def test_the_shipped_model_through_the_real_command(captioner, examples, tmp_path):
     """A process of its own prints what the Python interface says."""
-    command = [sys.executable, "-m", "evcap.cli.app", "caption", *map(str, examples[:3]), "--format", "jsonl"]
+    command = [sys.executable, "-m", "evcap.cli.app", "caption", *map(str, examples[:2]), "--format", "jsonl"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, timeout=300)
     assert shown.returncode == 0, shown.stderr
     lines = jsonl(shown.stdout)
-    expected = captioner.caption(examples[:3])
+    expected = captioner.caption(examples[:2])
     assert [line["caption"] for line in lines] == [caption.caption for caption in expected]
     assert [line["names"][0]["name"] for line in lines] == [caption.names[0].name for caption in expected]
     assert all(4 <= len(line["caption"].split()) <= 30 for line in lines)
 
 
 def test_captions_do_not_depend_on_the_batch(captioner, examples):
-    together = [c.caption for c in captioner.caption(examples, batch_size=len(examples))]
-    assert together == [captioner.caption(photo).caption for photo in examples]
+    photos = examples[:4]
+    together = [c.caption for c in captioner.caption(photos, batch_size=len(photos))]
+    assert together == [captioner.caption(photo).caption for photo in photos]
