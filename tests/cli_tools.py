@@ -10,10 +10,12 @@ import time
 from collections import namedtuple
 
 import numpy as np
+import typer
 from typer.testing import CliRunner
 
 import evcap
 from evcap.cli.app import app
+from evcap.cli.console import command
 from evcap.config import shipped_memory
 
 # by which commands tell, before a model is loaded, whether a memory fits it
@@ -55,6 +57,20 @@ class FakeCaptioner:
 def run(*args, code: int = 0, stdin: str | None = None):
     """Run a command in this process; its exit code must be `code`."""
     result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def invoke_recipe(main, *args):
+    """Run a recipe's `main` in this process as its file does, whatever its exit code."""
+    recipe = typer.Typer()
+    recipe.command()(command(main))
+    return CliRunner().invoke(recipe, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def run_recipe(main, *args, code: int = 0):
+    """Run a recipe's `main` in this process as its file does; its exit code must be `code`."""
+    result = invoke_recipe(main, *args)
     assert result.exit_code == code, result.output
     return result
 

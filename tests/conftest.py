@@ -9,6 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import settings
+
+# The default lane always draws the same examples, a few; `pytest -m "slow or hypothesis" --hypothesis-profile thorough` draws
+# other ones every time.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("thorough", deadline=None, derandomize=False, max_examples=100, print_blob=True)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +24,19 @@ def captioner():
     import evcap
 
     return evcap.load()
+
+
+@pytest.fixture(scope="session")
+def shipped_analyst():
+    """The shipped model for images of any size; its captions are short, and found quickly."""
+    from dataclasses import replace
+
+    from evcap.gigapixel.ask.answer import Analyst
+
+    opened = Analyst.load()
+    preset = opened.captioner.preset
+    opened.captioner.preset = replace(preset, decoding=replace(preset.decoding, beams=2, max_length=8))
+    return opened
 
 
 @pytest.fixture
@@ -49,16 +69,17 @@ def photos(tmp_path, monkeypatch) -> list[str]:
     return [f"p{number}.png" for number in range(5)]
 
 
-@pytest.fixture
-def two_workers(monkeypatch):
+@pytest.fixture(scope="module")
+def two_workers():
     """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Ray gives each worker one thread
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # Ray gives each worker one thread
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A world of coloured squares small enough to train in it: data folder, preset, first tensors, memory; and the recipes."""
 
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -8,12 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
+from cli_tools import run_recipe
 from PIL import Image
 from places import REPOSITORY
 from tiny import tiny_llm, tiny_tokenizer
 
+import evcap.runtime
 from evcap.captioner import Captioner
 from evcap.config import PRESET_FOLDER, load_preset
 from evcap.memory.memory import VisualNameMemory
@@ -39,6 +44,7 @@ RECIPES = {
     "pretrain": {"extra_texts": 4},
     "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2, "substitutes": "names.txt"},
 }
+SAVED_ONCE = {"checkpoint_minutes": 60.0}  # at its end; else after every step, so that a kill falls between two
 STEPS = 12  # 16 images, 4 a step, 3 epochs
 
 
@@ -93,8 +99,8 @@ def _write_preset(folder: Path) -> None:
     preset = yaml.safe_load((PRESET_FOLDER / "embedded.yaml").read_text())
     preset.update(name="tiny", assets=None, image_queries=6, name_queries=2)
     preset["vision"].update(image_size=64, tokens=4)
-    preset["image_qformer"].update(layers=1)
-    preset["name_qformer"].update(layers=1)
+    preset["image_qformer"].update(layers=1, intermediate=64)  # width: that of the names' word embeddings
+    preset["name_qformer"].update(layers=1, intermediate=64)
     preset["language"].update(kind=str(folder / "llm"), hidden=32, lora_rank=2)
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
 
@@ -141,10 +147,33 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+def here(recipe: str, config: Path, folder: str = "train", code: int = 0) -> str:
+    """Run a recipe in this process as `start` does in one of its own; its output. Threads and accelerate are put back."""
+    module, threads = importlib.import_module(f"{folder}.{recipe}"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evcap.runtime, "computes_bfloat16", lambda device: False)
+        patch.setenv("EVCAP_CACHE", str(world() / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        torch.set_num_threads(1)
+        forget_accelerate()
+        try:
+            return run_recipe(module.main, config, "--data", world() / "data", "--quiet", code=code).output
+        finally:
+            torch.set_num_threads(threads)
+            forget_accelerate()
+
+
+def forget_accelerate() -> None:
+    """Accelerate as it starts in a process of its own."""
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @functools.cache
 def straight(recipe: str) -> list[dict]:
-    """The log of one uninterrupted run in one process."""
-    finish(start(recipe, config_for(recipe, f"{recipe}-straight")))
+    """The log of one uninterrupted run in this process."""
+    here(recipe, config_for(recipe, f"{recipe}-straight", **SAVED_ONCE))
     return log(f"{recipe}-straight")
 
 

@@ -20,12 +20,11 @@ SIDE = 288
 
 
 @pytest.fixture(scope="module", autouse=True)
-def analyst():
-    """The shipped model, loaded once for all commands of this module."""
-    opened = Analyst.load()
+def analyst(shipped_analyst):
+    """What all commands of this module load."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Analyst, "load", classmethod(lambda cls, *given: opened))
-        yield opened
+        patch.setattr(Analyst, "load", classmethod(lambda cls, *given: shipped_analyst))
+        yield shipped_analyst
 
 
 @pytest.fixture(scope="module")

@@ -126,20 +126,21 @@ def test_without_resume_all_is_done_again(fake, photos):
     assert fake.calls == [5, 5] and len(jsonl(Path("out.jsonl").read_text())) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_goes_on_with_resume(photos, signal_number, code):
     command = [sys.executable, FAKE, "caption", *photos, "--batch-size", "1"]
     command += ["--format", "jsonl", "--output", "out.jsonl"]
     Path("out.jsonl").write_text("an older result\n")
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "SECONDS_A_BATCH": "0.5"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "SECONDS_A_BATCH": "2"}
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # started with "&", a shell's child would not
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     part = Path("out.jsonl.part")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (part.exists() and part.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal_number)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == code
     assert Path("out.jsonl").read_text() == "an older result\n"
     done = jsonl(part.read_text())
@@ -227,16 +228,17 @@ def test_names_plot(fake, photos):
 
 def test_the_shipped_model_through_the_real_command(captioner, examples, tmp_path):
     """A process of its own prints what the Python interface says."""
-    command = [sys.executable, "-m", "evcap.cli.app", "caption", *map(str, examples[:3]), "--format", "jsonl"]
+    command = [sys.executable, "-m", "evcap.cli.app", "caption", *map(str, examples[:2]), "--format", "jsonl"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, timeout=300)
     assert shown.returncode == 0, shown.stderr
     lines = jsonl(shown.stdout)
-    expected = captioner.caption(examples[:3])
+    expected = captioner.caption(examples[:2])
     assert [line["caption"] for line in lines] == [caption.caption for caption in expected]
     assert [line["names"][0]["name"] for line in lines] == [caption.names[0].name for caption in expected]
     assert all(4 <= len(line["caption"].split()) <= 30 for line in lines)
 
 
 def test_captions_do_not_depend_on_the_batch(captioner, examples):
-    together = [c.caption for c in captioner.caption(examples, batch_size=len(examples))]
-    assert together == [captioner.caption(photo).caption for photo in examples]
+    photos = examples[:4]
+    together = [c.caption for c in captioner.caption(photos, batch_size=len(photos))]
+    assert together == [captioner.caption(photo).caption for photo in photos]

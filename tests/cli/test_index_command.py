@@ -149,6 +149,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, preset, monkeypatch):
     assert told.stderr == "evcap: interrupted; what is encoded is kept, the same command goes on from there\n"
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_indexes(tmp_path, preset, two_workers, monkeypatch):
     folder = tmp_path / "scenes"
     folder.mkdir()

@@ -106,6 +106,7 @@ def test_idle_threads_do_not_spin_unless_somebody_says_so():
 # encodings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
 @pytest.mark.parametrize("form", ["text", "jsonl", "csv"])
 def test_output_in_any_encoding(photos, encoding, form):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.datasets.annotations import read_items, read_lists, refuse, typed
@@ -30,7 +30,6 @@ def expected(data) -> list[tuple[int, str]] | None:
 sound = st.fixed_dictionaries({"images": st.lists(st.fixed_dictionaries({"id": st.integers(), "name": st.text()}))})
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=values | sound | st.fixed_dictionaries({"images": st.lists(values, max_size=3)}))
 def test_any_json_is_read_or_refused_in_one_line(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "set.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.datasets.benchmarks import BENCHMARKS, Files, Row, Split, read_rows
@@ -49,7 +49,6 @@ def table(rows: list[dict]) -> bytes:
         return Path(file.name).read_bytes()
 
 
-@settings(max_examples=40, deadline=None)
 @given(captions)
 def test_any_captions_come_through(texts):
     sentences = [[{"raw": text} for text in row] for row in texts]
@@ -78,7 +77,6 @@ table_like = cells.map(lambda rows: "\n".join([HEADER, *map(",".join, rows)]).en
 
 
 @pytest.mark.parametrize(("name", "split"), FILES)
-@settings(max_examples=100, deadline=None)
 @given(content=st.binary(max_size=60) | coco_like.map(lambda data: json.dumps(data).encode()) | table_like)
 def test_rubbish_gets_one_line(name, split, content):
     with pytest.raises(EvcapError) as caught:

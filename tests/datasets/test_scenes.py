@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.datasets.scenes import (
@@ -120,7 +120,6 @@ def test_caption_that_names_another_class_asked_about_keeps_a_picture_out():
     assert 0 < asked < 10
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(0, 300))
 def test_scattered_boxes_keep_their_distance(seed, count, gap):
     taken = [[300, 400, 300 + SIDE, 400 + SIDE]]
@@ -131,7 +130,6 @@ def test_scattered_boxes_keep_their_distance(seed, count, gap):
             assert all(abs(x - other[0]) >= SIDE + distance or abs(y - other[1]) >= SIDE + distance for other in others)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(SIDE, 1500))
 def test_bricks_cover_every_pixel_once(seed, size):
     covered = np.zeros((size + 2 * SIDE, size + 2 * SIDE), np.int8)

@@ -1,7 +1,5 @@
 """Drawing by a tiny random Stable Diffusion pipeline through diffusers: the same images whatever is drawn beside them."""
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
@@ -9,16 +7,17 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from cli_tools import run_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_diffusion import add_safety_checker, save_pipeline
-from tiny_run import REPOSITORY
 
 from evcap.datasets import synthesis
 from evcap.datasets.named_images import read_named_folders
 from evcap.datasets.synthesis import Brush, draw, folder_name, model_mark, picture_seed, plan, told
 from evcap.errors import EvcapError
+from memory import synthesize
 
 NAMES = ["dog", "fire hydrant", "and/or"]
 
@@ -165,15 +164,6 @@ def test_pickled_weights_are_refused(folder, tmp_path):
 
 def test_command(folder, tmp_path):
     (tmp_path / "names.txt").write_text("dog/puppy\nbat_(animal)\n")
-    command = [sys.executable, REPOSITORY / "memory" / "synthesize.py", tmp_path / "names.txt", "--diffusion", folder]
-    command += ["--output", tmp_path / "out", "--count", "1", "--steps", "2", "--quiet"]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=_environment())
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == f"{tmp_path / 'out'}: 2 drawings of 2 names\n"
+    given = tmp_path / "names.txt", "--diffusion", folder, "--output", tmp_path / "out", "--count", 1, "--steps", 2, "--quiet"
+    assert run_recipe(synthesize.main, *given).stdout == f"{tmp_path / 'out'}: 2 drawings of 2 names\n"
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.rglob("*.png")) == ["bat/0.png", "dog/0.png"]
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

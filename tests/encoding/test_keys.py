@@ -127,6 +127,7 @@ def test_a_ray_that_does_not_answer(encoder, items, tmp_path, monkeypatch):
         encode_keys(encoder, items, tmp_path, engine=Engine.ray)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker has one
@@ -141,6 +142,7 @@ def test_ray_gives_the_same_keys(encoder, items, tmp_path, two_workers, monkeypa
     assert (there.keys == here.keys).all() and there.items == here.items and there.failures == here.failures
 
 
+@pytest.mark.slow
 def test_a_killed_ray_run_goes_on_to_the_same_keys(tmp_path, two_workers):
     """memory/rebuild.py --engine ray, killed on a cluster that lives on, against one process that nobody disturbs."""
     for number in range(60):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
@@ -12,7 +12,6 @@ from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall
 BOX = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 40)] * 2).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.lists(BOX, max_size=8), st.lists(BOX, min_size=1, max_size=5), st.integers(1, 1600))
 def test_recall_box_by_box(k, boxes, targets, largest):
     found = 0

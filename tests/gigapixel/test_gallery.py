@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
@@ -122,7 +122,6 @@ def test_rerank_takes_the_three_nearest_to_the_phrase():
 
 
 @given(angles=st.lists(st.floats(0, 3), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
 def test_cluster_is_the_largest_that_chains_of_neighbours_make(angles):
     keys = np.array([[np.cos(a), np.sin(a), 0, 0, 0, 0, 0, 0] for a in angles], np.float32)
     found = gallery(["x"] * len(angles), keys=keys)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -62,7 +62,6 @@ RULE = RetrievalConfig(fast=-0.2, slow=0.7, both=0.5, slope=0.01)
 
 
 @given(own=st.floats(-1, 1), rivals=st.lists(st.floats(-1, 1), max_size=5))
-@settings(max_examples=50, deadline=None)
 def test_contrast_is_the_log_share_of_the_softmax(own, rivals):
     shares = [math.exp(SHARPNESS * value) for value in [own, *rivals]]
     got = contrasted(np.array([own]), np.array([rivals]).reshape(1, -1))
@@ -145,7 +144,6 @@ def test_thresholds_grow_with_the_logarithm_of_the_tiles():
 
 
 @given(size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)), data=st.data())
-@settings(max_examples=80, deadline=None)
 def test_windows_lie_inside_the_picture(size, data):
     width, height = size
     x = sorted(data.draw(st.lists(st.integers(0, width), min_size=2, max_size=2, unique=True)))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
@@ -131,7 +131,6 @@ SAID = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80) | SAID.map(" ".join))
 @example("a/b \\ c's 'd \x00 e_f ’s")
 @example("the İ of the ŉ ß")

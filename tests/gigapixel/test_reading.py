@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tile_tools import SIDE, write_scene
@@ -42,7 +42,6 @@ def shrunk(pixels: np.ndarray, box, size) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX, tuple(map(int, box))))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     name=st.sampled_from(["pyramid-32-0.25", "pyramid-57-0", "vit-100", "grid-3", "cc-4"]),

@@ -141,6 +141,7 @@ def test_an_interrupted_run_goes_on_at_once(filled, scene, tmp_path):
         assert contents(index.folder) == contents(filled.folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
     write_scene(tmp_path / "a.tif", 800, 600)
     straight = opened(tmp_path / "a.tif", tmp_path / "straight")

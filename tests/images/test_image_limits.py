@@ -86,6 +86,7 @@ print(told, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16"])
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
 def test_no_picture_takes_much_more_than_is_told(tmp_path, mode, suffix):

@@ -132,7 +132,6 @@ def test_equals_the_naive_search(seed, stop_bias, wanted, beams, shortest, longe
     longest=st.integers(3, 7),
     penalty=st.sampled_from([0.0, 0.5, 1.0, 1.5]),
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
 def test_equals_the_naive_search_anywhere(seed, stop_bias, wanted, beams, shortest, longest, penalty):
     test_equals_the_naive_search(seed, stop_bias, wanted, beams, shortest, longest, penalty)
 
@@ -173,7 +172,7 @@ def test_enough_beams_search_everything(seed, longest):
 
 
 @given(seed=st.integers(0, 10_000), lengths=st.lists(st.integers(3, 12), min_size=2, max_size=5))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_neighbours_in_the_batch_change_nothing(seed, lengths):
     llm, decoding = model(seed, 2.0), DecodingConfig(beams=4, max_length=10)
     prompt, mask = prompts(seed, lengths)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from places import EXAMPLES
 from tiny_run import finish, start, world
@@ -70,7 +70,6 @@ def test_phrases_that_vary_most_are_kept():
     texts=st.lists(st.lists(st.sampled_from([*WORDS, "Dog,", "zebra", "."]), max_size=9).map(" ".join), max_size=4),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
 def test_fit_is_the_sum_over_phrases(texts, seed):
     model = PhraseModel.fit(*pictures(40, 6, seed), "any", **ALL | {"size": 50})
     torch.manual_seed(seed)

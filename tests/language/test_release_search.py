@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_language, tiny_llm
 
@@ -15,7 +15,6 @@ VOCABULARY = 24
 
 
 @torch.inference_mode()
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
@@ -34,7 +34,6 @@ def test_clean_caption(given, expected):
     assert clean_caption(given) == expected
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_clean_caption_needs_no_second_time(text):
     once = clean_caption(text)
@@ -47,7 +46,6 @@ def test_content_words():
     assert content_words("") == []
 
 
-@settings(deadline=None)
 @given(st.text("abcdefgh THEonisand.,'", max_size=60))
 def test_content_words_are_lower_case_words_of_the_caption(text):
     for word in content_words(text):

@@ -20,7 +20,7 @@ kinds = pytest.mark.parametrize("kind", APPROXIMATE)
 # -- search
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(APPROXIMATE),
     st.sampled_from([np.float16, np.float32]),
@@ -70,7 +70,7 @@ def test_strange_queries(kind):
     assert memory.search(mixed)[0][0].query == 1
     assert memory.search(mixed, top_k=1400)[0]  # more than some lists hold
     memory._approximate = replace(memory._approximate, settings=dict.fromkeys(memory._approximate.settings, 1))
-    assert len(memory.search(memory.keys[None, :2].astype(np.float32), hits=1400)[0]) > 0
+    assert len(memory.search(memory.keys[None, :2].astype(np.float32), top_k=1400)[0]) > 0
 
 
 # -- edits
@@ -88,7 +88,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from(APPROXIMATE), edits)
 def test_edits_and_saves_in_any_order_leave_what_building_anew_gives(tmp_path_factory, kind, steps):
     folder = tmp_path_factory.mktemp("m") / "m"
@@ -128,7 +128,7 @@ def test_an_index_is_kept_while_little_changes_and_built_anew_when_much_has(tmp_
     memory.save(tmp_path)
     assert part(tmp_path, "index") == first and part(tmp_path, "keys") != keys
     memory = VisualNameMemory.open(tmp_path, verify=True)
-    found = memory.search(memory.keys[None, -20:].astype(np.float32), hits=50, keep=1000, limit=50)[0]
+    found = memory.search(memory.keys[None, -20:].astype(np.float32), top_k=50, sub_top_k=1000, limit=50)[0]
     assert "new" in [hit.name for hit in found] and "dog" not in [hit.name for hit in found]
     memory.add(memory.keys[:130], ["newer"] * 130, ["s"] * 130, ["x.jpg"] * 130)  # with those before, more than a tenth
     memory.save(tmp_path)

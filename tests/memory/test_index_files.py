@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_tools import APPROXIMATE, clustered, flip, near, part, refusal, replaced, saved, with_manifest
 
@@ -161,7 +161,6 @@ def files(tmp_path_factory):
     return found
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(APPROXIMATE), st.integers(0), st.binary(min_size=1, max_size=8), st.booleans())
 def test_any_content_is_an_index_or_a_value_error(tmp_path_factory, files, kind, place, content, short):
     told, whole = files[kind]

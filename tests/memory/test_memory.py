@@ -79,7 +79,6 @@ def agrees(found, expected, keys, names, queries):
         assert max(own) == pytest.approx(similarity, abs=1e-5)  # the query named is one that made the hit
 
 
-@settings(max_examples=150, deadline=None)
 @given(DTYPES, entry_lists, st.lists(query_lists, min_size=1, max_size=3), st.integers(1, 7), st.integers(1, 40))
 def test_search_is_the_rule_of_the_release(dtype, entries, pictures, hits, keep):
     keys = DIRECTIONS[dtype][entries].reshape(-1, 8)
@@ -93,7 +92,6 @@ def test_search_is_the_rule_of_the_release(dtype, entries, pictures, hits, keep)
         agrees(found, expected, wide, names, queries)
 
 
-@settings(max_examples=100, deadline=None)
 @given(DTYPES, entry_lists, query_lists, st.lists(st.integers(0, 5), min_size=1, max_size=3), st.data())
 def test_exclude_is_search_in_a_memory_without_the_pictures_own_entries(dtype, entries, queries, pictures, data):
     keys, names = DIRECTIONS[dtype][entries].reshape(-1, 8), [RAW[entry] for entry in entries]
@@ -112,7 +110,6 @@ HALVES = [[a, b, c, 0.5] for a in (-0.5, 0.5) for b in (-0.5, 0.5) for c in (-0.
 EXACT = np.concatenate([np.eye(4), -np.eye(4), HALVES])
 
 
-@settings(max_examples=150, deadline=None)
 @given(DTYPES, st.lists(st.integers(0, 15), min_size=1, max_size=30), st.lists(st.integers(0, 15), min_size=1, max_size=32))
 def test_ties_go_to_the_lower_query_and_then_the_nearer_rank(dtype, entries, queries):
     keys, batch = EXACT[entries].astype(dtype), EXACT[queries][None].astype(np.float32)

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from places import REPOSITORY
 
 from evcap.memory.index_kind import IndexKind
@@ -31,6 +32,7 @@ def several(folder, count: int = 200) -> None:
     VisualNameMemory.build(keys, names, ["s"] * count, [f"{i}.jpg" for i in range(count)], "e").save(folder)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_the_old_memory_or_the_new_one(tmp_path):
     draw, files, process = random.Random(0), set(), writer(tmp_path)
     several(tmp_path)
@@ -54,6 +56,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_memory_or_the_new_one(tmp_
     assert memory.search(memory.keys[None, :2])[0]
 
 
+@pytest.mark.slow
 def test_a_writer_killed_while_it_saves_an_index(tmp_path):
     """A tenth of the entries is soon added: some saves build the index anew, others keep its file, and any may be killed."""
     draw, indexes, process = random.Random(0), set(), writer(tmp_path)

@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.config import shipped_memory
@@ -112,7 +112,6 @@ def test_people_are_no_plural_of_person():
 CAPTIONS = st.lists(st.sampled_from([*WORDS, *map(pluralize, WORDS), *map(str.upper, WORDS), "a", ",", "hot", "é"]))
 
 
-@settings(max_examples=200)
 @given(st.sets(st.sampled_from(WORDS)), st.one_of(CAPTIONS.map(" ".join), st.text(), CAPTIONS.map("".join)))
 def test_matches_are_whole_words_in_order_and_nothing_is_overlooked(names, caption):
     found = NameFinder(names).find(caption)

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_tools import make, part, same
 
@@ -29,7 +29,6 @@ def folder(tmp_path):
 # -- round trip
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.sampled_from([np.float16, np.float32]), st.lists(st.text(), max_size=5), st.text("abc012 -.\u00e9", max_size=20))
 def test_round_trip(tmp_path_factory, dtype, texts, encoder):
     count, folder = len(texts), tmp_path_factory.mktemp("m")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
@@ -63,7 +63,6 @@ def georeferenced(draw):
     return code, turned @ Affine.scale(pixel, flip * pixel * ratio)
 
 
-@settings(deadline=None)
 @given(georeferenced(), st.lists(st.tuples(st.floats(0, 1000), st.floats(0, 1000)), min_size=1, max_size=5))
 def test_pixels_go_to_the_ground_and_back(place, points):
     code, transform = place
@@ -90,7 +89,6 @@ def test_longitude_comes_first():
     assert geo.crs_to_lonlat([[11.5, 48.1]], CRS.from_epsg(4326))[0] == pytest.approx([11.5, 48.1])
 
 
-@settings(deadline=None, max_examples=50)
 @given(georeferenced(), pictures_with_box())
 def test_geometry_is_the_outline_of_the_box(place, case):
     """Valid, counterclockwise, closed; each point of the true outline within a pixel of it, read back from JSON."""
@@ -254,7 +252,6 @@ def naive_suppression(boxes, scores, overlap):
     return kept
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 60), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(0, 20))
 def test_suppression_against_a_loop(seed, count, overlap, most):
     boxes = random_boxes(seed, count)

@@ -110,7 +110,7 @@ def scene(tmp_path_factory):
 
 
 @given(st.integers(0, 402), st.integers(0, 300), st.integers(1, 403), st.integers(1, 301), st.floats(0.1, 1))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_windows_are_those_of_rasterio(scene, x, y, width, height, share):
     x2, y2 = min(403, x + width), min(301, y + height)
     size = max(1, int((x2 - x) * share)), max(1, int((y2 - y) * share))
@@ -165,7 +165,7 @@ def test_a_file_in_tiles_has_no_rows_to_keep(tmp_path, monkeypatch):
 @given(
     st.sets(st.integers(0, 19), max_size=20), st.integers(0, 299), st.integers(0, 249), st.integers(1, 300), st.integers(1, 250)
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_unwritten_blocks_are_empty_and_not_valid(tmp_path_factory, written, x, y, width, height):
     path = tmp_path_factory.mktemp("sparse") / "a.tif"
     truth = np.zeros((250, 300), bool)

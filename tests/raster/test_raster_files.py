@@ -101,7 +101,7 @@ def test_a_damaged_block_is_named_by_its_place(compress, tmp_path, refused):
 
 
 @given(st.integers(0, 4000), st.binary(min_size=1, max_size=30))
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_damage_raises_anything_else(tmp_path_factory, place, junk):
     path = write(tmp_path_factory.mktemp("damaged") / "a.tif", noise(3, 60, 60), **TILED, **RGB, **PLACED, compress="deflate")
     with path.open("r+b") as file:

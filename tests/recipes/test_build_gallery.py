@@ -1,28 +1,19 @@
 """memory/build_gallery.py through its entry point: folders and CSV files in, a gallery of the tower's vectors out."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import torch
 import yaml
+from cli_tools import run_recipe
 from PIL import Image
-from places import REPOSITORY
 from tiny_run import world
 
 from evcap.encoding.keys import Encoder
 from evcap.gigapixel.search.gallery import Gallery
 from evcap.gigapixel.search.towers import QueryTower
 from evcap.memory.memory import VisualNameMemory
-
-
-def build(*arguments, code: int = 0) -> str:
-    program = [sys.executable, "memory/build_gallery.py", *map(str, arguments), "--quiet"]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY, env=variables)
-    assert run.returncode == code, run.stderr
-    return run.stdout + run.stderr
+from memory import build_gallery
 
 
 def test_a_gallery_of_folders_and_a_table(tmp_path):
@@ -40,7 +31,8 @@ def test_a_gallery_of_folders_and_a_table(tmp_path):
     (tmp_path / "more.csv").write_text("image,name\nd.png,wind turbine\n")
     (tmp_path / "photos" / "harbor" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "gallery"
-    told = build(tmp_path / "photos", tmp_path / "more.csv", "--output", output, "--preset", preset, code=1)
+    given = tmp_path / "photos", tmp_path / "more.csv", "--output", output, "--preset", preset, "--quiet"
+    told = run_recipe(build_gallery.main, *given, code=1).output
     assert "4 images of 3 labels" in told
     assert "broken.png" in told
     assert not output.with_name("gallery.part").exists()

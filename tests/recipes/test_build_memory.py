@@ -1,14 +1,12 @@
 """What memory/build.py takes from tiny files of each kind, how it draws, and the memory it writes."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
+from cli_tools import run_recipe
 from PIL import Image
 from places import REPOSITORY
 from tiny_run import world
@@ -17,6 +15,7 @@ from evcap.config import load_yaml
 from evcap.datasets.named_images import NamedImage
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
+from memory import build
 from memory.build import (
     Config,
     all_candidates,
@@ -172,21 +171,19 @@ def test_shipped_configs_are_read():
     assert [path.stem for path in configs if load_yaml(path, Config).lvis] == ["lvis"]
 
 
-def build(folder, output: str, **settings) -> subprocess.CompletedProcess:
-    """The recipe as a user starts it, in the tiny world."""
+def run_build(folder, output: str, code: int = 0, **settings):
+    """The recipe in the tiny world."""
     path = folder / f"{output}.yaml"
     path.write_text(yaml.safe_dump({"preset": str(world() / "preset.yaml"), "lvis": ["lvis/lvis_v1_train.json"]} | settings))
-    command = [sys.executable, REPOSITORY / "memory" / "build.py", path, "--data", folder, "--output", folder / output]
-    command += ["--trained", world() / "start.safetensors", "--quiet"]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), env=variables, capture_output=True, text=True)
+    given = path, "--data", folder, "--output", folder / output, "--trained", world() / "start.safetensors", "--quiet"
+    return run_recipe(build.main, *given, code=code)
 
 
 def test_command_leaves_out_what_does_not_open(lvis):
     for file in (lvis / "coco" / "train2017").glob("*[1-9].jpg"):  # all but 0 and 10
         file.write_bytes(file.read_bytes()[:500])
-    run = build(lvis, "memory", per_name=12, batch=5)
-    assert run.stdout == f"{lvis / 'memory'}: 2 entries, 1 names, from 13 candidates\n" and run.returncode == 1
+    run = run_build(lvis, "memory", code=1, per_name=12, batch=5)
+    assert run.stdout == f"{lvis / 'memory'}: 2 entries, 1 names, from 13 candidates\n"
     assert run.stderr.startswith("evcap: 11 of 13 images failed:\n") and len(run.stderr.splitlines()) == 12
     memory = VisualNameMemory.open(lvis / "memory")
     assert (memory.names, memory.images) == (["bow"] * 2, ["000000000000.jpg", "000000000010.jpg"])

@@ -1,9 +1,6 @@
 """data/convert_weights.py through its entry point, on small files in the real layouts; and the model that comes of them."""
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,6 @@ import torch
 import yaml
 from lavis_files import lavis_qformer, lavis_tower, release_tensors, small_paper_preset, write_paper_files
 from PIL import Image
-from places import REPOSITORY
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
@@ -50,12 +46,9 @@ def test_check_lists_what_is_taken_and_what_is_left_out(folder, sources):
 
 
 def test_check_names_what_lacks(folder, sources):
-    script = REPOSITORY / "data" / "convert_weights.py"
-    command = [sys.executable, script, "check", sources[1], "--preset", folder / "preset.yaml"]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables)
-    assert run.returncode == 1 and not run.stdout
-    assert "eva_vit_g.pth" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+    code, out, err = convert("check", sources[1], "--preset", folder / "preset.yaml")
+    assert code == 1 and not out
+    assert "eva_vit_g.pth" in err and len(err.strip().splitlines()) == 1
 
 
 def test_release_and_captions_from_lavis_files(folder, sources):

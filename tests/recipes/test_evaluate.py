@@ -1,16 +1,14 @@
 """eval/evaluate.py: what it writes, how it goes on, what it refuses; at the end once with the shipped model."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
 import yaml
+from cli_tools import run_recipe
 from PIL import Image
 from places import REPOSITORY
 from typer.testing import CliRunner
@@ -259,18 +257,16 @@ def test_configs_of_the_repository():
     assert sorted(outputs) == sorted(f"runs/eval/{name}" for name in names)
 
 
-def test_shipped_model_on_example_photos(tmp_path):
-    """The program as it is started: real captions of real photos, all scores."""
+def test_shipped_model_on_example_photos(captioner, tmp_path, monkeypatch):
+    """Real captions of real photos, all scores."""
     references = {"pizza": "A pizza on a plate.", "elephant": "An elephant walks through grass.", "bus": "A bus in a street."}
     images = [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate(references, 1)]
     captions = [{"image_id": n, "caption": text} for n, text in enumerate(references.values(), 1)]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
     settings = {"captions": "set.json", "images": str(REPOSITORY / "examples"), "output": str(tmp_path / "out"), "beams": 3}
+    monkeypatch.setattr(evcap, "load", lambda preset, memory=None, device=None: captioner)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    program = [sys.executable, REPOSITORY / "eval/evaluate.py", tmp_path / "config.yaml", "--data", tmp_path]
-    path = {"PYTHONPATH": str(REPOSITORY)}  # so that it is this evcap, installed or not
-    run = subprocess.run(program, capture_output=True, text=True, env=os.environ | path)
-    assert run.returncode == 0, run.stderr
+    run_recipe(evaluate.main, tmp_path / "config.yaml", "--data", tmp_path)
     predictions = json.loads((tmp_path / "out/predictions.json").read_text())
     assert len({row["caption"] for row in predictions}) == 3 and all(row["caption"] for row in predictions)
     scores = json.loads((tmp_path / "out/metrics.json").read_text())["scores"]

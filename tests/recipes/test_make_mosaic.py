@@ -154,6 +154,7 @@ def test_seed_decides(data, full, tmp_path):
     assert (tmp_path / "other" / "val-0.tif").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_scene(data, tmp_path):
     """The peak of a process that paints a scene of 16 megapixels, then one of 144, through the command's own entry."""
     script = """

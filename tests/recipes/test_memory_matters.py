@@ -45,7 +45,7 @@ class FakeCaptioner:
 
     def caption_features(self, queries, beams, batch_size):
         self.batches.append(len(queries))
-        found = self.memory.search(queries.numpy(), hits=1, keep=1, limit=1)
+        found = self.memory.search(queries.numpy(), top_k=1, sub_top_k=1, limit=1)
         texts = []
         for query, row in zip(queries, found, strict=True):
             name = row[0].name if row else "thing"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evcap.errors import EvcapError
@@ -72,7 +72,6 @@ def test_letter_that_is_no_choice_is_not_ours():
     assert read_reply("E", four) == ""
 
 
-@settings(deadline=None)
 @given(st.sampled_from(INTRODUCTIONS + LOST), st.sampled_from("ABCDE"), st.sampled_from(["{}", "({})", " {}.", ": {}", "\n{}"]))
 def test_letter_after_any_introduction(introduction, letter, form):
     for said in (introduction, introduction.lower(), f"Let us see: a car. {introduction}"):
@@ -99,7 +98,6 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.lists(WORDS, max_size=14).map(" ".join)))
 def test_any_reply_is_read(reply):
     assert read_reply(reply, CHOICES) in {*CHOICES, ""}

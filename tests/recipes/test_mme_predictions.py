@@ -29,12 +29,11 @@ ASKED = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def analyst():
-    """The shipped model, loaded once for all runs of this module."""
-    opened = Analyst.load()
+def analyst(shipped_analyst):
+    """What all runs of this module load."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Analyst, "load", classmethod(lambda cls, preset: opened))
-        yield opened
+        patch.setattr(Analyst, "load", classmethod(lambda cls, preset: shipped_analyst))
+        yield shipped_analyst
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """eval/mme_realworld.py on a small file of every kind of item, with the scores counted by hand."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from places import REPOSITORY
+from cli_tools import run_recipe
 from test_mme import ROW, written
+
+from eval import mme_realworld
 
 # id, task, category, truth, reply; and which rule reads the right letter
 ITEMS = [
@@ -40,16 +39,15 @@ def files(tmp_path):
     return written(tmp_path / "predictions.jsonl", replies, lines=True), written(tmp_path / "questions.json", rows)
 
 
-def run(tmp_path, files, *options, code=0):
-    command = [sys.executable, str(REPOSITORY / "eval" / "mme_realworld.py"), str(files[0]), "--data", str(files[1]), *options]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda files, *options, code=0: run_recipe(mme_realworld.main, files[0], "--data", files[1], *options, code=code)
 
 
-def test_scores_of_both_rules(tmp_path, files):
-    printed = run(tmp_path, files).stdout
+def test_scores_of_both_rules(run, tmp_path, files):
+    printed = run(files).stdout
     metrics = json.loads((tmp_path / "runs" / "eval" / "mme-realworld-rs" / "metrics.json").read_text())
     accuracies = {name: row["accuracy"] for name, row in metrics["scores"].items()}
     assert accuracies == {
@@ -68,14 +66,14 @@ def test_scores_of_both_rules(tmp_path, files):
     page = (tmp_path / "runs" / "eval" / "mme-realworld-rs" / "results.md").read_text()
     assert "| overall | 8 | 4 | 50.0 | 2 | 1 |" in page and "overall" in printed
 
-    run(tmp_path, files, "--parity", "--output", "parity")
+    run(files, "--parity", "--output", "parity")
     metrics = json.loads((tmp_path / "parity" / "metrics.json").read_text())
     assert metrics["parity"] and metrics["scores"]["overall"]["correct"] == 5  # 2 is lost, 6 and 7 are won
     assert metrics["scores"]["Reasoning"]["correct"] == 2
 
 
-def test_retrieval_by_thirds_of_the_area(tmp_path, files):
-    run(tmp_path, files, "--output", ".")
+def test_retrieval_by_thirds_of_the_area(run, tmp_path, files):
+    run(files, "--output", ".")
     rows = json.loads((tmp_path / "metrics.json").read_text())["retrieval"]
     assert {name: row["targets"] for name, row in rows.items()} == {
         "smallest third": 2,
@@ -89,18 +87,18 @@ def test_retrieval_by_thirds_of_the_area(tmp_path, files):
     assert (rows["all"]["recall@1"], rows["all"]["recall@10"], rows["all"]["with boxes"]) == (25.0, 50.0, 3)
 
 
-def test_file_without_targets_has_no_retrieval(tmp_path, files):
+def test_file_without_targets_has_no_retrieval(run, tmp_path, files):
     rows = [{key: value for key, value in ROW.items() if key not in ("gt_toi", "img_size")}]
     written(files[1], rows)
     written(files[0], [{"Question_id": "q1", "output": "C"}], lines=True)
-    run(tmp_path, files, "--output", ".")
+    run(files, "--output", ".")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["retrieval"] == {} and metrics["scores"]["overall"]["accuracy"] == 100.0
     assert "targets" not in (tmp_path / "results.md").read_text()
 
 
-def test_predictions_for_another_file_are_refused(tmp_path, files):
+def test_predictions_for_another_file_are_refused(run, tmp_path, files):
     written(files[1], [ROW])
-    error = run(tmp_path, files, code=1).stderr
+    error = run(files, code=1).stderr
     assert error.count("\n") == 1 and "there is no question '1'" in error
     assert not (tmp_path / "runs").exists()

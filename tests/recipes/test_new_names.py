@@ -67,7 +67,7 @@ class FakeCaptioner:
         return self.query_features(images)[:, 0].numpy()
 
     def caption_features(self, queries, beams=5, batch_size=16):
-        found = self.memory.search(queries.numpy(), hits=1, limit=1)
+        found = self.memory.search(queries.numpy(), top_k=1, limit=1)
         return [Caption(text, [text], row) for row in found for text in [f"This is a {row[0].name}"]]
 
 

@@ -39,6 +39,7 @@ def run(folder: Path, script: str, *arguments) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", [False, True])
 def test_from_lavis_files_to_scores(release, folder):
     name = "release" if release else "ours"

@@ -88,6 +88,7 @@ def equal(one: VisualNameMemory, two: VisualNameMemory) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_makes_the_same_drawings_and_keys(folder, tmp_path):
     draw = ["--diffusion", diffusion(), "--count", 4, "--drawing-batch", 2]
     killed = start(folder, *draw)
@@ -118,6 +119,7 @@ def test_killed_and_resumed_it_makes_the_same_drawings_and_keys(folder, tmp_path
     assert np.abs(one.keys[0] - shipped.keys[shipped.names.index("red")]).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_while_it_encodes_it_makes_the_same_keys(folder, tmp_path):
     draw, count = random.Random(0), 60
     for number in range(count - 2):  # beside the paper kites

@@ -1,6 +1,7 @@
 """Training under DeepSpeed ZeRO-3, one process on the CPU: it learns, and a killed run goes on to the same numbers."""
 
 import importlib.util
+import socket
 import time
 
 import pytest
@@ -9,13 +10,19 @@ from tiny_run import config_for, finish, log, start, world
 
 from evcap.weights.wheels import read_safetensors
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
 SETTINGS = {"accumulate": 1, "validate": 0, "max_steps": 8}
 
 
 @pytest.fixture
 def deepspeed(monkeypatch):
     """What `accelerate launch` with train/configs/accelerate/zero3.yaml sets, for one process on the CPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     for name, value in {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
@@ -23,7 +30,7 @@ def deepspeed(monkeypatch):
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
         "DS_ACCELERATOR": "cpu",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29531",
+        "MASTER_PORT": str(port),
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",

@@ -60,6 +60,7 @@ def test_rows_are_computed_once(tmp_path):
     assert computed == [] and sum(fed) == ITEMS and (again.rows == cache.rows).all()
 
 
+@pytest.mark.slow
 def test_killed_process_is_continued(tmp_path):
     program = [sys.executable, "-c", KILLED, str(tmp_path)]
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])

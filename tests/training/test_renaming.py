@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from places import REPOSITORY
 
@@ -98,7 +98,6 @@ def test_shares(renamer):
     st.lists(st.sampled_from(NAMES), unique=True),
     st.integers(0, 2**32),
 )
-@settings(deadline=None)
 def test_draws_repeat_and_other_words_stay(words, names, seed):
     renamer, caption = Renamer(NAMES, SUBSTITUTES), " ".join(words)
     first, second = (rename(renamer, names, [caption], random.Random(seed)) for _ in range(2))

@@ -7,10 +7,9 @@ import time
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState, GradientState
 from places import REPOSITORY
 from tiny import tiny_evcap
-from tiny_run import STEPS, config_for, finish, log, start, straight, world
+from tiny_run import SAVED_ONCE, STEPS, config_for, finish, forget_accelerate, here, log, start, straight, world
 from torch import nn
 
 from evcap.config import load_yaml
@@ -127,9 +126,8 @@ def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
 
 
 def test_fewer_pictures_than_a_step_takes():
-    process = start("train", config_for("train", "few", batch=20))
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 1 and output.splitlines()[-1].endswith("processes), there are 16")
+    output = here("train", config_for("train", "few", batch=20), code=1)
+    assert output.splitlines()[-1].endswith("processes), there are 16")
     assert not (world() / "few" / "last.safetensors").exists()
 
 
@@ -150,10 +148,11 @@ def test_only_matrices_decay():
     assert [tuple(p.shape) for p in plain["params"]] == [(3,), (4,), (4,), (1, 1, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["pretrain", "train"])
 def test_a_killed_run_resumes_to_the_same_losses(recipe):
     """SIGKILL somewhere in the middle, then the same command again."""
-    output = f"{recipe}-killed"
+    output, whole = f"{recipe}-killed", f"{recipe}-whole"
     config = config_for(recipe, output)
     process = start(recipe, config)
     logged = world() / output / "log.jsonl"
@@ -166,11 +165,12 @@ def test_a_killed_run_resumes_to_the_same_losses(recipe):
     saved = torch.load(world() / output / "checkpoint" / "state.pt", weights_only=True)["step"]
     assert 0 < saved <= before < STEPS
     finish(start(recipe, config))
-    assert log(output) == straight(recipe)  # every logged number of every step, to the last digit
+    finish(start(recipe, config_for(recipe, whole)))
+    assert log(output) == log(whole)  # every logged number of every step, to the last digit
 
-    straight_files, files = ({p.name for p in (world() / f).iterdir()} for f in (f"{recipe}-straight", output))
+    straight_files, files = ({p.name for p in (world() / f).iterdir()} for f in (whole, output))
     assert files == straight_files >= {"best.safetensors", "last.safetensors", "curve.png", "log.jsonl", "settings.json"}
-    theirs = read_safetensors(world() / f"{recipe}-straight" / "last.safetensors")
+    theirs = read_safetensors(world() / whole / "last.safetensors")
     for name, tensor in read_safetensors(world() / output / "last.safetensors").items():
         assert torch.equal(tensor, theirs[name]), name
 
@@ -179,10 +179,10 @@ def test_a_killed_run_resumes_to_the_same_losses(recipe):
 def alone():
     """Accelerate as it starts in a process of its own; threads and state are put back."""
     threads = torch.get_num_threads()
+    forget_accelerate()
     yield
     torch.set_num_threads(threads)
-    GradientState._reset_state()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
 
 
 class Squares(loop.Learner):
@@ -226,10 +226,12 @@ def test_only_what_a_recipe_trains_has_moved():
     assert moved["train"] == {"fusion", "projection", "language"}
 
 
+@pytest.mark.slow
 def test_release_mode_trains_what_the_release_trains():
     """Projection, T_obj and the image query tokens, through a tower that runs in every step."""
-    config = config_for("train", "release", release=True, train_lora=False, substitutes="", validate=3, learning_rate=1e-2)
-    finish(start("train", config))
+    changes = {"train_lora": False, "substitutes": "", "validate": 3, "learning_rate": 1e-2} | SAVED_ONCE
+    config = config_for("train", "release", release=True, **changes)
+    here("train", config)
     losses = [row["loss"] for row in log("release") if "loss" in row]
     assert len(losses) == STEPS and sum(losses[-4:]) < 0.95 * sum(losses[:4])
     begin, end = read_safetensors(world() / "start.safetensors"), read_safetensors(world() / "release" / "last.safetensors")
@@ -237,8 +239,9 @@ def test_release_mode_trains_what_the_release_trains():
     assert moved == {"projection.weight", "projection.bias", "image_qformer.queries", "fusion.qformer.queries"}
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_memory():
-    finish(start("train", config_for("train", "checkpointed", gradient_checkpointing=True)))
+    here("train", config_for("train", "checkpointed", gradient_checkpointing=True, **SAVED_ONCE))
     straight("train")
     for name, tensor in read_safetensors(world() / "train-straight" / "last.safetensors").items():
         assert torch.equal(tensor, read_safetensors(world() / "checkpointed" / "last.safetensors")[name]), name

@@ -15,16 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 import yaml
+from cli_tools import run_recipe
 from places import REPOSITORY
 from tiny_run import config_for, finish, log, start, world
-from typer.testing import CliRunner
 
 from eval import evaluate
-from evcap.cli.console import command
 from evcap.weights.wheels import read_safetensors
 
+pytestmark = pytest.mark.slow  # up to four processes, each of which imports torch and builds a model
 # what `accelerate launch` sets for train/configs/accelerate/fsdp.yaml
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -97,10 +96,7 @@ def evaluate_squares(output: str, processes: int = 1) -> Path:
     if processes > 1:
         finish(start("evaluate", config, processes, folder="eval"))
     else:
-        app = typer.Typer()
-        app.command()(command(evaluate.main))
-        result = CliRunner().invoke(app, [str(config), "--data", str(world() / "data"), "--quiet"])
-        assert result.exit_code == 0, result.output
+        run_recipe(evaluate.main, config, "--data", world() / "data", "--quiet")
     return world() / output
 
 

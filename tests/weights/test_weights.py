@@ -190,6 +190,7 @@ def asking(folder, seconds: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", SEVERAL, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_makes_the_folder(tmp_path):
     processes = [asking(tmp_path / "made", 0.5) for _ in range(3)]
     told = [process.communicate()[0].split("\n") for process in processes]
@@ -198,6 +199,7 @@ def test_of_several_processes_one_makes_the_folder(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"made", ".made.lock"}
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
     killed = asking(tmp_path / "made", 100)
     assert killed.stdout.readline() == "asks\n" and killed.stdout.readline() == "fills\n"
