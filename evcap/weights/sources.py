@@ -1,8 +1,10 @@
-"""Whether a source of weights is a file or folder here or the name of a repository on a hub."""
+"""Whether a source of weights is a file or folder here or the name of a repository on a hub, and quiet while it is read."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evcap.errors import EvcapError
@@ -25,3 +27,17 @@ def local_or_hub(source: str | Path) -> Path | str:
     if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or source.lower().endswith(FILES):
         raise EvcapError(f"{source}: no such file or folder")
     return source
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Transformers meanwhile draws no bars and lists no tensors that a file holds beside those that are wanted."""
+    from transformers.utils import logging  # slow import
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
