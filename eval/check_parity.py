@@ -32,9 +32,8 @@ from evcap.gigapixel.tiles.plans import make_plan
 from evcap.language.model import LanguageModel
 from evcap.language.release_search import release_search
 from evcap.memory.memory import VisualNameMemory
-from evcap.model.build import name_tokenizer
 from evcap.model.evcap import EVCap
-from evcap.model.name_fusion import Retrieved
+from evcap.model.name_fusion import Retrieved, name_tokenizer
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release
 from evcap.weights.wheels import read_safetensors

@@ -32,8 +32,9 @@ from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import SentenceEmbedder, clean_caption
 from evcap.memory.memory import VisualNameMemory
-from evcap.model.build import build_model, language_precision_in_training, name_tokenizer
+from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
+from evcap.model.name_fusion import name_tokenizer
 from evcap.runtime import full_precision, half_precision
 from evcap.training.features import cached_names, cached_queries
 from evcap.training.loop import Learner, TrainingLoop

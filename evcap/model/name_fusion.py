@@ -10,6 +10,7 @@ from torch import nn
 
 from evcap.config import Preset
 from evcap.model.qformer import QFormer
+from evcap.weights.wheels import MINILM_TOKENIZER
 
 SEPARATOR = " [SEP] "
 MAX_PIECES = 160  # word pieces kept of a joined name list, as in the EVCap release
@@ -72,3 +73,8 @@ class NameTokenizer:
         return Retrieved(
             [list(row) for row in names], ids, torch.tensor([row.attention_mask for row in rows], dtype=torch.bool)
         )
+
+
+def name_tokenizer() -> NameTokenizer:
+    """BERT-uncased word pieces, from the MiniLM wheel."""
+    return NameTokenizer(str(MINILM_TOKENIZER.locate()))

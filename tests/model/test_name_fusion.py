@@ -11,8 +11,7 @@ from tiny import tiny_preset
 from transformers import BertConfig, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 
 from evcap.config import LanguageConfig, QFormerConfig
-from evcap.model.build import name_tokenizer
-from evcap.model.name_fusion import MAX_PIECES, NameEmbeddings, NameFusion
+from evcap.model.name_fusion import MAX_PIECES, NameEmbeddings, NameFusion, name_tokenizer
 
 CLS, SEP, PAD = 101, 102, 0
 BATCH = [["frisbee", "traffic light"], ["dog"], []]
