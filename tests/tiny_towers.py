@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 import transformers as t
 
+from evcap.config import VisionConfig
+from evcap.model.tower_settings import tower_settings
+
 LAYERS = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = LAYERS | {"image_size": 64, "patch_size": 16}
 TEXT = LAYERS | {"vocab_size": 50, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -62,3 +65,11 @@ def tower_folder(folder: Path, family: str, seed: int = 0) -> Path:
     settings = {"image_mean": MEAN, "image_std": STD, "size": {"shortest_edge": 64}, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def settings_of(folder, **changes) -> VisionConfig:
+    return tower_settings(VisionConfig(kind="transformers", source=str(folder), **changes))
+
+
+def pixels(height: int = 64, width: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(4))

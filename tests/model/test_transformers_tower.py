@@ -9,14 +9,13 @@ import torch
 import transformers as t
 import yaml
 from tiny_run import COLOURS, world
-from tiny_towers import FAMILIES, MEAN, STAGED, STD, tower_folder
+from tiny_towers import FAMILIES, STAGED, pixels, settings_of, tower_folder
 
 from evcap.captioner import Captioner, encoder_fingerprint
-from evcap.config import QFormerConfig, VisionConfig, load_preset
+from evcap.config import QFormerConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.model.build import build_encoder
 from evcap.model.evcap import PatchEmbeddingNorm
-from evcap.model.tower_settings import tower_settings
 from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import build_backbone
 
@@ -27,14 +26,6 @@ CPU = torch.device("cpu")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("towers")
     return {family: tower_folder(root / family, family) for family in FAMILIES}
-
-
-def settings_of(folder, **changes) -> VisionConfig:
-    return tower_settings(VisionConfig(kind="transformers", source=str(folder), **changes))
-
-
-def pixels(height: int = 64, width: int = 64) -> torch.Tensor:
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(4))
 
 
 def whole_model(folder):
@@ -136,86 +127,6 @@ def test_another_image_size(folders, family):
         rows, columns = tower.grid(height, width)
         assert found.shape[1] == tower.prefix + rows * columns
     assert settings.tokens == tower.prefix + tower.grid(96, 96)[0] ** 2
-
-
-def test_sizes_come_from_the_folder(folders):
-    settings = settings_of(folders["dinov2-registers"])
-    assert (settings.image_size, settings.width, settings.tokens) == (64, 24, 4 + 16)
-    assert (settings.mean, settings.std, settings.patch_size) == (MEAN, STD, 16)
-    own = settings_of(folders["convnext"], image_size=96, mean=[0.0, 0.0, 0.0])
-    assert (own.tokens, own.width, own.mean, own.std) == (9, 16, [0.0, 0.0, 0.0], STD)
-    assert settings_of(folders["vit"], width=24, tokens=17) == settings_of(folders["vit"])
-
-
-@pytest.mark.parametrize(
-    ("processor", "size"),
-    [
-        ({"size": {"height": 96, "width": 96}}, 96),
-        ({"size": 128}, 128),
-        ({"size": {"shortest_edge": 128}, "crop_size": {"height": 96, "width": 96}, "do_center_crop": True}, 96),
-        ({"size": {"shortest_edge": 128}, "crop_size": {"height": 96, "width": 96}, "do_center_crop": False}, 128),
-        ({"size": {"height": 96, "width": 64}}, 64),  # two sides: the model's own
-        ({}, 64),
-    ],
-)
-def test_the_size_that_a_processor_hands_on(folders, tmp_path, processor, size):
-    folder = shutil.copytree(folders["dinov2"], tmp_path / "tower")
-    written = {"image_mean": MEAN, "image_std": STD} | processor
-    (folder / "preprocessor_config.json").write_text(json.dumps(written))
-    assert settings_of(folder).image_size == size
-
-
-@torch.inference_mode()
-def test_a_rest_that_the_model_itself_leaves(tmp_path):
-    """As SigLIP's 384 pixels by patches of 14."""
-    torch.manual_seed(0)
-    sizes = {"image_size": 70, "patch_size": 16, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
-    model = t.SiglipVisionModel(t.SiglipVisionConfig(**sizes, num_attention_heads=2)).eval()
-    model.save_pretrained(tmp_path)
-    settings = settings_of(tmp_path, mean=MEAN, std=STD)
-    assert (settings.image_size, settings.tokens) == (70, 16)
-    expected = model(pixels(70, 70)).last_hidden_state
-    torch.testing.assert_close(open_tower(settings, CPU)(pixels(70, 70)), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_processors_of_whole_models_and_those_that_do_not_normalise(folders, tmp_path):
-    folder = shutil.copytree(folders["clip"], tmp_path / "tower")
-    (folder / "preprocessor_config.json").unlink()
-    inner = {"image_mean": MEAN, "image_std": STD, "size": {"shortest_edge": 32}, "image_processor_type": "CLIPImageProcessor"}
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
-    assert (settings_of(folder).image_size, settings_of(folder).std) == (32, STD)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": 64}))
-    (folder / "processor_config.json").unlink()
-    assert (settings_of(folder).mean, settings_of(folder).std) == ([0.0] * 3, [1.0] * 3)
-
-
-@pytest.mark.parametrize(
-    ("family", "changes", "said"),
-    [
-        ("vit", {"image_size": 70}, "takes an image_size that 16 divides, not 70"),
-        ("hiera", {"image_size": 96}, "takes images of 64 pixels only, not image_size: 96"),
-        ("vit", {"width": 32}, "has width 24 at 64 pixels, not 32: leave it out"),
-        ("clip", {"tokens": 16}, "has tokens 17 at 64 pixels, not 16: leave it out"),
-    ],
-)
-def test_sizes_that_do_not_fit(folders, family, changes, said):
-    with pytest.raises(EvcapError, match=said):
-        settings_of(folders[family], **changes)
-
-
-def test_folders_that_are_no_tower(folders, tmp_path):
-    with pytest.raises(EvcapError, match="none: no such file or folder"):
-        settings_of(tmp_path / "none")
-    with pytest.raises(EvcapError, match="^image tower '.*' cannot be opened: "):
-        settings_of(tmp_path)
-    t.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(EvcapError, match="is of kind 'bert', known: vit, clip_vision_model"):
-        settings_of(tmp_path)
-    bare = shutil.copytree(folders["vit"], tmp_path / "bare")
-    (bare / "preprocessor_config.json").unlink()
-    with pytest.raises(EvcapError, match="no preprocessor_config.json with image_mean: set vision.mean, three numbers"):
-        settings_of(bare)
-    assert settings_of(bare, mean=MEAN, std=STD).mean == MEAN
 
 
 def test_weights_that_are_missing_or_damaged(folders, tmp_path):
