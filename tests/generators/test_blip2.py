@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from cli_tools import jsonl, run
 from PIL import Image
 from tiny_blip2 import IMAGE_TOKEN, QUERIES, SIDE, tokenizer, write_blip2, write_preset
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from typer.testing import CliRunner
 
 from evcap.captioner import Captioner
-from evcap.encoding.keys import Encoder
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
+from memory import build, rebuild
 
 TEMPLATE = "a photo with {names}, showing"
 
@@ -127,31 +130,43 @@ def test_scores_are_log_probabilities(world, kind):
 
 
 def test_memories_are_built_with_its_qformer(world, tmp_path, monkeypatch):
-    """memory/build.py's encoder, the command line, and what is written when it is stopped and goes on."""
+    """By both recipes, alike; the command then tells names, and a caption that depends on them."""
     models, images = world
     preset = models["opt"][1]
     monkeypatch.chdir(tmp_path)
-    for number, image in enumerate(images):
-        image.save(f"{number}.png")
-    keys = Encoder(str(preset)).keys(images, 2)
-    captioner = Captioner.load(preset)
-    assert Encoder(str(preset)).fingerprint == captioner.encoder_fingerprint and np.array_equal(keys, captioner.keys(images))
-    memory = VisualNameMemory.build(keys, list("abcd"), ["s"] * 4, list("0123"), captioner.encoder_fingerprint)
-    memory.save(tmp_path / "memory")
-    options = ["--preset", preset, "--memory", "memory", "--format", "jsonl", "--quiet", "--batch-size", 2]
-    said = jsonl(run("caption", *[f"{i}.png" for i in range(4)], *options).stdout)
-    assert [row["names"][0]["name"] for row in said] == [row[0].name for row in _names(captioner, memory, images)]
-    plain = jsonl(run("caption", "0.png", *options[:2], *options[4:]).stdout)
-    assert plain[0]["names"] == [] and plain[0]["caption"] == captioner.caption(images[0]).caption
-    named = run("names", "0.png", *options[:4], "--quiet").stdout
-    assert said[0]["names"][0]["name"] in named
+    for name, image in zip("abcd", images, strict=True):
+        Path("named", name).mkdir(parents=True)
+        image.save(f"named/{name}/0.png")
+    Path("names.txt").write_text("a\nb\nc\nd\n")
+    Path("memory.yaml").write_text(yaml.safe_dump({"folders": ["named"], "preset": str(preset)}))
+    recipe(rebuild.main, "names.txt", "--images", "named", "--preset", preset, "--output", "rebuilt", "--quiet")
+    recipe(build.main, "memory.yaml", "--data", ".", "--output", "built", "--quiet")
+
+    captioner = Captioner.load(preset, "built")
+    built, rebuilt = captioner.memory, VisualNameMemory.open("rebuilt", captioner.encoder_fingerprint)
+    assert sorted(built.names) == sorted(rebuilt.names) == list("abcd")
+    keys = dict(zip(built.names, built.keys, strict=True))
+    assert all(np.array_equal(keys[name], key) for name, key in zip(rebuilt.names, rebuilt.keys, strict=True))
+    expected = captioner.keys(images)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.allclose([keys[name] for name in "abcd"], expected, atol=1e-3)
+
+    files = [f"named/{name}/0.png" for name in "abcd"]
+    options = ["--preset", preset, "--format", "jsonl", "--quiet"]
+    said = jsonl(run("caption", *files, "--memory", "built", *options).stdout)
+    assert all(row["names"] and row["caption"] for row in said)
+    plain = jsonl(run("caption", *files, *options).stdout)
+    empty = Captioner.load(preset)
+    assert [(row["names"], row["caption"]) for row in plain] == [([], row.caption) for row in empty.caption(images)]
+    assert [row["caption"] for row in said] != [row["caption"] for row in plain]
+    assert said[0]["names"][0]["name"] in run("names", files[0], *options[:2], "--memory", "built", "--quiet").stdout
 
 
-def _names(captioner: Captioner, memory: VisualNameMemory, images) -> list:
-    captioner.memory, before = memory, captioner.memory
-    found = captioner.names(images)
-    captioner.memory = before
-    return found
+def recipe(main, *arguments) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
 
 
 def test_what_is_no_blip2_is_told_before_anything_is_loaded(world, tmp_path, monkeypatch):

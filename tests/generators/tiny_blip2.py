@@ -78,6 +78,8 @@ def write_blip2(folder: Path, kind: str, seed: int = 0, shards: str = "40KB") ->
     )
     model = Blip2ForConditionalGeneration(config).eval()
     torch.nn.init.normal_(model.query_tokens)
+    if kind == "t5":  # Flan-T5's last layer is its own, not its word embeddings as T5's
+        model.language_model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, 16))
     model.save_pretrained(folder, max_shard_size=shards)
     tokenizer(kind).save_pretrained(folder)
     return model
