@@ -21,7 +21,7 @@ from evcap.training.features import FeatureCache, cached_patches, cached_queries
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
 KILLED = """
 import os, signal, sys
-from tests.training.test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
+from tests.test_features import ITEMS, KEY, SHAPE, FeatureCache, truth
 
 def compute(start, stop):
     if start == 6:
