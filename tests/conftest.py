@@ -18,6 +18,14 @@ settings.register_profile("thorough", deadline=None, derandomize=False, max_exam
 settings.load_profile("default")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no GPU")
+
+
 @pytest.fixture(scope="session")
 def captioner():
     """The shipped model. Tests that assign another memory to it put the old one back."""

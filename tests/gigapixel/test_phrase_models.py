@@ -194,18 +194,18 @@ def gone(handler):
 
 
 @pytest.mark.parametrize(
-    ("step", "reason"),
+    ("step", "timeout", "reason"),
     [
-        (silent, "did not answer within 0.3 s"),
-        (dribbling, "did not answer within 0.3 s"),
-        (torn, "answered, but not with a chat completion"),
-        (gone, "cannot be reached"),
+        (silent, 0.3, "did not answer within 0.3 s"),
+        (dribbling, 0.3, "did not answer within 0.3 s"),
+        (torn, 60, "answered, but not with a chat completion"),
+        (gone, 60, "cannot be reached"),
     ],
 )
-def test_endpoint_that_fails_under_way(endpoint, step, reason):
+def test_endpoint_that_fails_under_way(endpoint, step, timeout, reason):
     endpoint.script = [step]
     with pytest.raises(NoPhrases, match=reason):
-        EndpointPhrases(endpoint.url, "m", timeout=0.3, tries=1)(QUESTION)
+        EndpointPhrases(endpoint.url, "m", timeout=timeout, tries=1)(QUESTION)
 
 
 def endless(handler):

@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-import torch
 import yaml
 from cli_tools import run_recipe
 from PIL import Image
@@ -38,7 +37,6 @@ def test_a_gallery_of_folders_and_a_table(tmp_path):
     assert not output.with_name("gallery.part").exists()
     gallery = Gallery(VisualNameMemory.open(output))
     assert sorted(gallery.labels) == ["harbor", "storage tanks", "wind turbine"]
-    torch.set_num_threads(1)
     tower = QueryTower(Encoder(str(preset)).captioner)
     features = tower.query_features([Image.open(tmp_path / "d.png").convert("RGB")], 1)[0].mean(0).numpy()
     key = gallery.keys("wind turbine")[0]
