@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from evcap.errors import EvcapError
+from evcap.weights.sources import without_reports
 
 
 @contextmanager
 def opened(what: str) -> Iterator[None]:
     """Within it transformers tells no progress and no report. Raises EvcapError, one line, for what cannot be opened."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
-        yield
+        with without_reports():
+            yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise EvcapError(f"{what} cannot be opened: {reason[:200]}") from None
-    finally:
-        logging.set_verbosity(before)
