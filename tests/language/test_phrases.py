@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from places import EXAMPLES
-from tiny_run import finish, start, world
+from tiny_run import here, world
 
 from evcap.captioner import Captioner
 from evcap.errors import EvcapError
@@ -160,7 +160,7 @@ def test_the_recipe_and_a_preset_that_uses_it(tmp_path):
     config = {"output": str(tmp_path / "assets" / "phrases.safetensors"), "trained": str(world() / "start.safetensors")}
     config |= {"sets": ["squares"], "preset": str(world() / "preset.yaml"), "least": 2}
     (tmp_path / "phrases.yaml").write_text(yaml.safe_dump(config))
-    assert "from 16 images" in finish(start("phrases", tmp_path / "phrases.yaml"))
+    assert "from 16 images" in here("phrases", tmp_path / "phrases.yaml")
 
     preset = yaml.safe_load((world() / "preset.yaml").read_text()) | {"assets": "assets"}
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
