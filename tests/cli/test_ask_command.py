@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import yaml
 from affine import Affine
 from cli_tools import jsonl, run
 from PIL import Image
 
+from evcap.config import PRESET_FOLDER
 from evcap.gigapixel.ask.answer import Analyst
 from evcap.gigapixel.search.retrieval import Place
 from evcap.raster import whole
@@ -178,12 +180,16 @@ def test_a_list_of_questions_of_any_origin(asked, city):
     assert said["question"] == "Is there a bus or a wolf?" and "'Is there no bus?' was not understood" in result.stderr
 
 
-def test_a_preset_without_thresholds_is_told_before_anything_is_loaded(city, monkeypatch):
+def test_a_preset_without_thresholds_is_told_before_anything_is_loaded(city, tmp_path, monkeypatch):
+    settings = yaml.safe_load((PRESET_FOLDER / "embedded.yaml").read_text())
+    del settings["retrieval"]
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(yaml.safe_dump(settings | {"assets": str((PRESET_FOLDER / settings["assets"]).resolve())}))
     monkeypatch.setattr(Analyst, "load", lambda *given: pytest.fail("it was loaded"))
-    told = run("ask", city, "any ships?", "--preset", "evcap-vicuna-13b", code=1).stderr
+    told = run("ask", city, "any ships?", "--preset", preset, code=1).stderr
     assert "no thresholds for big images: run `python eval/calibrate_scenes.py CONFIG" in told and told.count("\n") == 1
     monkeypatch.setattr(whole, "LARGE", 1)
-    (line,) = jsonl(run("caption", city, "--preset", "evcap-vicuna-13b", "--format", "jsonl", "--quiet", code=1).stdout)
+    (line,) = jsonl(run("caption", city, "--preset", preset, "--format", "jsonl", "--quiet", code=1).stdout)
     assert "no thresholds" in line["error"]
 
 

@@ -27,17 +27,18 @@ def test_a_box_without_a_pixel_is_told(tmp_path, box):
         NamedImage("x", picture(tmp_path / "a.png"), "s", box).open()
 
 
-def test_folders_name_their_pictures(tmp_path, capsys):
+def test_folders_name_their_images(tmp_path):
     picture(tmp_path / "Fire_Hydrant" / "1.png")
     picture(tmp_path / "and%2For" / "deep" / "2.png")
     picture(tmp_path / ".hidden" / "3.png")
     (tmp_path / "bare").mkdir()
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "notes.txt").write_text("no image")
-    items = read_named_folders(tmp_path, "mine")
+    told = []
+    items = read_named_folders(tmp_path, "mine", told.append)
     assert [(i.name, i.path.name, i.source) for i in items] == [("fire hydrant", "1.png", "mine"), ("and/or", "2.png", "mine")]
     assert columns(items)[2] == ["Fire_Hydrant/1.png", "and%2For/deep/2.png"]
-    assert capsys.readouterr().err == f"evcap: {tmp_path}: folders without images are left out: bare, words\n"
+    assert told == [f"{tmp_path}: folders without images are left out: bare, words"]
 
 
 def test_folders_without_any_picture_are_an_error(tmp_path):
@@ -52,7 +53,7 @@ def test_folders_without_any_picture_are_an_error(tmp_path):
 
 def test_csv_with_and_without_boxes(tmp_path):
     picture(tmp_path / "images" / "a.png")
-    rows = 'image,name,x1,y1,x2,y2\npictures/a.png,"Dog, wild",1,2,30,40.5\npictures/a.png,Crèche,,,,\n'
+    rows = 'image,name,x1,y1,x2,y2\nimages/a.png,"Dog, wild",1,2,30,40.5\nimages/a.png,Crèche,,,,\n'
     (tmp_path / "list.csv").write_text(rows, encoding="utf-8-sig")
     first, second = read_named_csv(tmp_path / "list.csv", "list")
     assert first == NamedImage("dog wild", tmp_path / "images/a.png", "list", (1, 2, 30, 40.5), "images/a.png")
