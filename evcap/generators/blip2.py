@@ -14,10 +14,9 @@ from torch import nn
 from evcap.config import DecodingConfig, GeneratorConfig, Preset
 from evcap.errors import EvcapError
 from evcap.generators.generator import Seen, prompt_for
-from evcap.generators.loading import opened
 from evcap.runtime import tower_dtype
 from evcap.weights.checkpoints import read_tensors
-from evcap.weights.sources import local_or_hub
+from evcap.weights.sources import local_or_hub, opened
 
 PROJECTION = "language_projection."
 BEHIND_IMAGE = {r"^language_model\.": ""}  # of a checkpoint's names, those of its language model

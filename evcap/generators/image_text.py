@@ -11,10 +11,9 @@ import torch
 from evcap.config import DecodingConfig, GeneratorConfig
 from evcap.errors import EvcapError
 from evcap.generators.generator import Part, Seen, prompt_for
-from evcap.generators.loading import opened
 from evcap.generators.options import CHAT_SIDE
 from evcap.runtime import language_dtype
-from evcap.weights.sources import local_or_hub
+from evcap.weights.sources import local_or_hub, opened
 
 
 class ImageTextGenerator:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
@@ -13,7 +10,7 @@ from evcap.errors import EvcapError
 from evcap.model.tower_settings import FAMILIES, read_config
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, tower_dtype
-from evcap.weights.sources import local_or_hub, without_reports
+from evcap.weights.sources import local_or_hub, opened
 
 LARGE = 500_000_000  # parameters from which a tower is of half precision off the CPU: ViT-g and DINOv2-g, not ViT-L
 OPTIONAL = ("pooler.", "head.")  # tensors behind the patch tokens
@@ -112,7 +109,7 @@ def open_tower(config: VisionConfig, device: torch.device) -> TransformersTower:
     # BLIP-2's vision model, unlike CLIP's, does not find itself within the whole
     names = {r"^vision_model\.": ""} if family.model == "Blip2VisionModel" else None
     source = local_or_hub(config.source)
-    with _one_line(config.source):
+    with opened(f"image tower '{config.source}'"):
         network, loaded = model.from_pretrained(
             source, config=own, dtype=dtype, output_loading_info=True, key_mapping=names, **family.options
         )
@@ -120,15 +117,3 @@ def open_tower(config: VisionConfig, device: torch.device) -> TransformersTower:
     if missing:
         raise EvcapError(f"image tower '{config.source}' has no tensor '{missing[0]}' ({len(missing)} are missing)")
     return TransformersTower(config, network).eval().requires_grad_(False)
-
-
-@contextmanager
-def _one_line(source: str) -> Iterator[None]:
-    """Turns what a library says of weights that cannot be read into one line."""
-    from safetensors import SafetensorError
-
-    try:
-        with without_reports():
-            yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise EvcapError(f"image tower '{source}' cannot be opened: {' '.join(str(error).split())[:200]}") from None

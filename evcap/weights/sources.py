@@ -41,3 +41,16 @@ def without_reports() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def opened(what: str) -> Iterator[None]:
+    """Within it transformers tells nothing. Raises EvcapError, one line, for what it cannot open. what: is named there."""
+    from safetensors import SafetensorError
+
+    try:
+        with without_reports():
+            yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise EvcapError(f"{what} cannot be opened: {reason[:200]}") from None
