@@ -7,11 +7,12 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 from evcap.errors import EvcapError
 from evcap.text_files import brief
-from evcap.yaml_files import read_yaml
+from evcap.yaml_files import overlaid, read_yaml
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 LARGEST_INTEGER = 2**53  # beyond it no setting means anything, and libraries below fail in ways of their own
@@ -234,12 +235,38 @@ def preset_path(name_or_path: str | Path) -> Path:
     raise EvcapError(f"there is no preset '{name_or_path}'. Shipped presets: {known}; or give the path of a YAML file")
 
 
+def preset_files(name_or_path: str | Path) -> list[Path]:
+    """The YAML file of a preset, and those of its `base`, its base's and so on, in that order. Raises EvcapError."""
+    return [file for file, _ in _layers(name_or_path)]
+
+
+def _layers(name_or_path: str | Path) -> list[tuple[Path, dict]]:
+    layers, base, file = [], name_or_path, None
+    while base is not None:
+        if file and not (isinstance(base, str) and base):
+            raise EvcapError(f"{file}: base: expected the name or the path of a preset, found {brief(base)}")
+        found = preset_path(base)
+        found = file.parent / found if file and found.parent != PRESET_FOLDER else found
+        if any(found.resolve() == other.resolve() for other, _ in layers):
+            raise EvcapError(f"{file}: base: {brief(base)} is based on this preset itself")
+        file, settings = found, read_yaml(found)
+        if not isinstance(settings, dict):
+            raise EvcapError(f"{file}: expected settings as key: value, found {type(settings).__name__}")
+        base = settings.pop("base", None)
+        if layers and isinstance(settings.get("assets"), str):  # which is relative to the file that says so
+            settings["assets"] = str((file.parent / settings["assets"]).resolve())
+        layers.append((file, settings))
+    return layers
+
+
 def load_preset(name_or_path: str | Path) -> Preset:
     """Read a preset by its shipped name ("embedded", "evcap-vicuna-13b") or from a YAML file of your own.
 
+    `base:` in it names another preset, whose settings hold where the file says nothing; a path is relative to the file.
     The sizes of a tower of transformers are read from where it lies. Raises EvcapError with one line.
     """
-    preset = load_yaml(preset_path(name_or_path), Preset)
+    layers = _layers(name_or_path)
+    preset = from_dict(Preset, reduce(overlaid, (settings for _, settings in reversed(layers))), str(layers[0][0]))
     vision = preset.vision
     if (vision.kind == "transformers") != bool(vision.source):
         raise EvcapError(

@@ -57,6 +57,12 @@ def read_yaml(path: str | Path):
         raise EvcapError(f"{path} is not valid YAML: {one_line(error)}") from None
 
 
+def overlaid(beneath: dict, above: dict) -> dict:
+    """The settings of one file over those of another: key by key, also within parts; anything else is replaced."""
+    parts = [key for key in above if isinstance(above[key], dict) and isinstance(beneath.get(key), dict)]
+    return beneath | above | {key: overlaid(beneath[key], above[key]) for key in parts}
+
+
 def _load(text: str):
     loader = _Loader(text)
     try:

@@ -16,9 +16,11 @@ from evcap.config import (
     QFormerConfig,
     RetrievalConfig,
     VisionConfig,
+    assets_folder,
     from_dict,
     load_preset,
     load_yaml,
+    preset_files,
     preset_path,
 )
 from evcap.errors import EvcapError
@@ -72,6 +74,52 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text(yaml.safe_dump(plain("embedded") | {"name": "mine", "name_queries": 4}))
     assert load_preset(path) == dataclasses.replace(load_preset("embedded"), name="mine", name_queries=4)
     assert preset_path(path) == path
+
+
+def test_a_file_over_its_base(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "first.yaml").write_text(
+        "base: embedded\nname: first\nassets: mine\nvision: {mean: [0.5, 0.5, 0.5]}\n"
+    )
+    second = tmp_path / "second.yaml"
+    second.write_text("base: parts/first.yaml\nvision: {image_size: 256}\nretrieval: null\n")
+    preset, shipped = load_preset(second), load_preset("embedded")
+    vision = dataclasses.replace(shipped.vision, mean=[1.0, 1.0, 1.0], image_size=256)
+    assets = str((tmp_path / "parts" / "mine").resolve())
+    assert preset == dataclasses.replace(shipped, name="first", assets=assets, vision=vision, retrieval=None)
+    assert preset_files(second) == [second, tmp_path / "parts/first.yaml", PRESET_FOLDER / "embedded.yaml"]
+
+
+def test_the_assets_of_a_shipped_base_are_found(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: embedded\ndecoding: {beams: 2}\n")
+    preset = load_preset(path)
+    assert (assets_folder(path, preset) / "trained.safetensors").is_file()
+    assert preset.decoding == dataclasses.replace(load_preset("embedded").decoding, beams=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("base: 3", "FILE: base: expected the name or the path of a preset, found 3"),
+        ("base: ''", "FILE: base: expected the name or the path of a preset, found ''"),
+        ("base: mine.yaml", "FILE: base: 'mine.yaml' is based on this preset itself"),
+        ("base: embedded\ncolour: 3", "FILE: unknown key 'colour'. Known keys: name, vision,"),
+        ("base: embedded\nvision: {colour: 3}", "FILE: vision: unknown key 'colour'."),
+    ],
+)
+def test_a_base_that_cannot_be(tmp_path, text, line):
+    assert refusal(tmp_path, text).startswith(line)
+
+
+def test_bases_in_a_circle_and_bases_that_are_missing(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("base: ./a.yaml")
+    with pytest.raises(EvcapError, match="b.yaml: base: './a.yaml' is based on this preset itself"):
+        load_preset(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: nobody")
+    with pytest.raises(EvcapError, match="there is no preset 'nobody'"):
+        load_preset(tmp_path / "a.yaml")
 
 
 def test_unknown_key_is_named_with_its_file(tmp_path):

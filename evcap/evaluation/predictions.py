@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from evcap.config import assets_folder, load_preset, preset_path
+from evcap.config import assets_folder, load_preset, preset_files
 from evcap.errors import EvcapError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def marks(preset: str, captioner: Captioner) -> dict[str, str]:
     """Short hashes of what a reply depends on besides its settings: the preset, its tensors, the encoder and the memory."""
     assets = assets_folder(preset, load_preset(preset))
-    files = [preset_path(preset), *sorted(assets.glob("*.safetensors"))]
+    files = [*preset_files(preset), *sorted(assets.glob("*.safetensors"))]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
     return hashes | {"encoder": captioner.encoder_fingerprint, "memory": captioner.memory.fingerprint()}
 
