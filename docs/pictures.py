@@ -20,8 +20,8 @@ EXAMPLES = HERE.parent / "examples"
 EDITED = ("motorcyclist.jpg", {"bike": "dragon", "dirt bike": "dragon", "motorcycle": "dragon", "snowmobile": "dragon"})
 # what people see in them is at odds with what is said
 FAILURES = {
-    "seaplane.jpg": "A seaplane, and nobody rows: the memory has no such name.",
-    "bathroom.jpg": "There is no cat.",
+    "seaplane.jpg": "A seaplane, and nobody rows: the memory has no entry named seaplane.",
+    "bathroom.jpg": "There is no cat, but the memory gave its name.",
     "elephant.jpg": "One man, not two, and he looks at the elephant.",
 }
 
@@ -38,7 +38,7 @@ def panel(figure: Figure, place: int, of: int, photo: Path, above: str, below: s
 
 
 def names(caption) -> str:
-    return "names: " + ", ".join(f"{name.name} {name.similarity:.2f}" for name in caption.names)
+    return "names, similarity: " + ", ".join(f"{name.name} {name.similarity:.2f}" for name in caption.names)
 
 
 def main() -> None:
@@ -46,13 +46,13 @@ def main() -> None:
     photo, renames = EXAMPLES / EDITED[0], EDITED[1]
     figure = Figure(figsize=(10, 4.6), layout="constrained", dpi=100)
     before = captioner.caption(photo)
-    panel(figure, 1, 2, photo, before.caption, names(before))
+    panel(figure, 1, 2, photo, f"Shipped memory: {before.caption}", names(before))
     shipped = captioner.memory
     captioner.memory = VisualNameMemory(shipped.keys, shipped.names, shipped.sources, shipped.images, shipped.encoder)
     for old, new in renames.items():
         captioner.memory.rename(old, new)
     after = captioner.caption(photo)
-    panel(figure, 2, 2, photo, after.caption, names(after))
+    panel(figure, 2, 2, photo, f"Renamed memory: {after.caption}", names(after))
     figure.savefig(HERE / "memory-edit.png", metadata=METADATA)
     captioner.memory = shipped
     figure = Figure(figsize=(13, 4.4), layout="constrained", dpi=100)
