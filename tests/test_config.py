@@ -78,9 +78,7 @@ def test_a_file_of_ones_own(tmp_path):
 
 def test_a_file_over_its_base(tmp_path):
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "first.yaml").write_text(
-        "base: embedded\nname: first\nassets: mine\nvision: {mean: [0.5, 0.5, 0.5]}\n"
-    )
+    (tmp_path / "parts" / "first.yaml").write_text("base: embedded\nname: first\nassets: mine\nvision: {mean: [1, 1, 1]}\n")
     second = tmp_path / "second.yaml"
     second.write_text("base: parts/first.yaml\nvision: {image_size: 256}\nretrieval: null\n")
     preset, shipped = load_preset(second), load_preset("embedded")

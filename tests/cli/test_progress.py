@@ -11,7 +11,7 @@ from cli_tools import COLOURS, run, said
 from PIL import Image
 from places import REPOSITORY
 
-from evcap import progress
+from evcap.cli import progress
 from evcap.cli.result_file import ResultWriter
 from evcap.cli.results import Format, Result
 from evcap.files import WRITABLE, encoded

@@ -211,8 +211,8 @@ def test_set_without_references(folder, monkeypatch):
 
 
 def test_captions_end_before_a_text(folder, monkeypatch):
-    run(monkeypatch, FakeCaptioner(), scored=False, cut_at="ture")
-    assert json.loads((folder / "out/predictions.json").read_text())[0]["caption"] == "pic"
+    run(monkeypatch, FakeCaptioner(), scored=False, cut_at="age")
+    assert json.loads((folder / "out/predictions.json").read_text())[0]["caption"] == "im"
     assert "other settings (cut_at)" in run(monkeypatch, FakeCaptioner(), code=1, scored=False).output
 
 
