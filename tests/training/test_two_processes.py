@@ -88,7 +88,7 @@ def evaluate_squares(output: str, processes: int = 1) -> Path:
         shutil.copytree(world() / "memory", assets / "memory")
         shutil.copy(world() / "start.safetensors", assets / "trained.safetensors")
     preset["assets"] = str(assets)
-    preset["decoding"]["phrases"] = 0.0
+    preset["decoding"]["phrase_weight"] = 0.0
     (world() / "scored.yaml").write_text(yaml.safe_dump(preset))
     settings = {"captions": "squares/captions_train.json", "images": "squares/images", "output": str(world() / output)}
     settings |= {"preset": str(world() / "scored.yaml"), "batch_size": 3, "beams": 2, "max_length": 6, "scored": False}
