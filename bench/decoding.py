@@ -29,6 +29,7 @@ from evcap.errors import EvcapError
 from evcap.evaluation.figures import spread, write_figures
 from evcap.images.opening import find_images
 from evcap.language.model import LanguageModel, Prompt
+from evcap.model.name_fusion import name_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 
@@ -38,7 +39,7 @@ def make_prompts(captioner: Captioner, photos: list[Path]) -> Prompt:
     """Prompts of all photos, through the whole chain up to the language model."""
     queries = captioner.query_features(photos)
     names = [[n.name for n in row] for row in captioner.retrieve(queries)]
-    vectors = captioner.model.visual_vectors(queries, captioner._tokenize(names))
+    vectors = captioner.model.visual_vectors(queries, name_tokenizer()(names))
     return captioner.model.language.prompt(vectors, names)
 
 

@@ -28,6 +28,7 @@ from evcap.cli.options import DataFolder
 from evcap.evaluation.figures import spread, write_figures
 from evcap.language.sentences import clean_caption
 from evcap.model.evcap import trained_parts
+from evcap.model.name_fusion import name_tokenizer
 from evcap.training.features import cached_queries
 from evcap.training.run_folder import parameter_groups, read_split
 
@@ -40,7 +41,7 @@ class Side:
 
     def __init__(self, data: Path, dataset: str, pictures: int):
         self.captioner = Captioner.load(device="cpu")
-        self.model = self.captioner.model
+        self.model, self.tokenize = self.captioner.model, name_tokenizer()
         self.records = read_split(data, [dataset], "train")[:pictures]
         encoder = self.captioner.encoder_fingerprint
         self.rows = cached_queries(self.model, self.records, data, encoder)
@@ -63,7 +64,7 @@ class Side:
             names = [[hit.name for hit in row] for row in self.captioner.retrieve(queries)]
             captions = [[clean_caption(c) for c in self.records[n].captions] for n in numbers]
             packed = self.model.language.pack(captions, SLOTS)
-            loss = self.model.loss(queries, self.captioner._tokenize(names), packed)
+            loss = self.model.loss(queries, self.tokenize(names), packed)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
