@@ -24,6 +24,7 @@ from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import missing_spice, score
 from evcap.evaluation.clip_score import ClipScorer
 from evcap.files import write_text
+from evcap.text_files import LARGEST_JSON, read_text
 
 Key = int | str
 
@@ -46,14 +47,12 @@ class References:
 
 def read(path: Path):
     """The content of a JSON file, or of JSON lines as a list. Raises EvcapError with one line."""
+    text = read_text(path, LARGEST_JSON, "JSON or JSON lines in UTF-8")
     try:
-        text = path.read_text(encoding="utf-8-sig")
         try:
             return json.loads(text)
         except ValueError:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise EvcapError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise EvcapError(f"{path} is neither JSON nor JSON lines in UTF-8") from None
 

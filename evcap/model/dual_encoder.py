@@ -11,7 +11,7 @@ from torch import nn
 
 from evcap.errors import EvcapError
 from evcap.runtime import pick_device, tower_dtype
-from evcap.weights.sources import local_or_hub
+from evcap.weights.sources import local_or_hub, opened
 from evcap.weights.wheels import fingerprint
 
 
@@ -25,11 +25,9 @@ class DualEncoder:
         from transformers import AutoModel, AutoProcessor
 
         source, self.device = local_or_hub(source), device or pick_device()
-        try:
+        with opened(f"CLIP '{source}'"):
             model = AutoModel.from_pretrained(source, dtype=tower_dtype(True, self.device))
             self._processor = AutoProcessor.from_pretrained(source)
-        except (OSError, ValueError, ImportError) as error:
-            raise EvcapError(f"CLIP '{source}' cannot be opened: {' '.join(str(error).split())[:200]}") from None
         if not hasattr(model, "get_text_features"):
             raise EvcapError(f"'{source}' is no CLIP or SigLIP: it has no text side")
         self._model = model.to(self.device).eval()
