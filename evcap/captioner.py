@@ -237,7 +237,7 @@ class Captioner:
     @property
     def image_side(self) -> int:
         """To how many pixels a side larger images may be shrunk while they are opened: far more than the tower looks at."""
-        return max(2 * self.preset.vision.image_size, self.side)
+        return max(self.preset.vision.opened_side, self.side)
 
     @property
     def device(self) -> torch.device:
@@ -270,7 +270,7 @@ class Captioner:
         """Images -> (N,3,S,S) float32, as the tower wants them; those for which `mirrored` is 1 are mirrored."""
         vision = self.preset.vision
         # far larger images are shrunk while they are opened, as on the command line
-        opened = [open_picture(image, 2 * vision.image_size) for image in images]
+        opened = [open_picture(image, vision.opened_side) for image in images]
         pixels = to_tensor(opened, vision.image_size, vision.mean, vision.std)
         flip = torch.tensor(mirrored, dtype=torch.bool)
         if flip.any():

@@ -42,6 +42,11 @@ class VisionConfig:
     intermediate: int = 6144
     source: str = ""  # folder or hub name of a "transformers" tower
 
+    @property
+    def opened_side(self) -> int:
+        """Pixels a side to which larger images may be shrunk while they are opened: the same for all who look at them."""
+        return 2 * self.image_size
+
 
 # What the fingerprint of an encoder tells of its tower. The list is part of the memories' format: one more setting in it would
 # make all memories those of another encoder. A setting that comes later is told only where it differs from its default.

@@ -86,6 +86,6 @@ def jsonl(text: str) -> list[dict]:
 
 if __name__ == "__main__":
     seconds = float(os.environ.get("SECONDS_A_BATCH", "0"))
-    evcap.load = lambda preset="embedded", memory=None: FakeCaptioner(seconds=seconds)
+    evcap.load = lambda preset="embedded", memory=None, generator=None: FakeCaptioner(seconds=seconds)
     sys.argv[0] = "evcap"
     app()

@@ -61,7 +61,7 @@ def fake(monkeypatch):
     import evcap
 
     captioner = FakeCaptioner()
-    monkeypatch.setattr(evcap, "load", lambda preset="embedded", memory=None: captioner)
+    monkeypatch.setattr(evcap, "load", lambda preset="embedded", memory=None, generator=None: captioner)
     return captioner
 
 

@@ -21,7 +21,7 @@ from evcap.cli.preflight import check_model
 from evcap.cli.progress import shown
 from evcap.config import GeneratorConfig, load_preset
 from evcap.errors import EvcapError
-from evcap.raster.display import DEFAULT, Display
+from evcap.raster.display import Display
 
 if TYPE_CHECKING:
     from evcap.gigapixel.ask.answer import Analyst, Answer
@@ -89,8 +89,7 @@ def ask_command(
         check_outputs({"--evidence": evidence, "--overlay": overlay}, [image])
         check_folder("the tile index", folder)
         check_model(preset, memory, generator=who)
-        other = () if generator is None and generator_model is None else (who,)
-        load = cache(partial(_load, raster, folder, preset, memory, gallery or (), *other))
+        load = cache(partial(_load, raster, folder, preset, memory, gallery or (), who))
         for text in _questions(question):
             start = time.monotonic()
             try:
@@ -131,11 +130,11 @@ def _checked_generator(preset: str, generator: str | None, model: str | None, ph
 
 
 def _load(
-    raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str], *generator: GeneratorConfig
+    raster, folder: Path, preset: str, memory: Path | None, galleries: Sequence[str], generator: GeneratorConfig
 ) -> tuple[Analyst, TileIndex]:
     from evcap.gigapixel.ask.answer import Analyst
 
-    analyst = Analyst.load(preset, memory, galleries, *generator)
+    analyst = Analyst.load(preset, memory, galleries, generator)
     return analyst, analyst.open_index(raster, folder)
 
 
@@ -236,8 +235,8 @@ def large_captions(
     preset: str,
     memory: Path | None,
     quiet: bool,
-    display: Display = DEFAULT,
-    generator: GeneratorConfig | None = None,
+    display: Display,
+    generator: GeneratorConfig,
 ) -> Iterator[tuple]:
     """(file, Caption, None), or (file, None, reason in one line), for each large image. The model is loaded at the first."""
     from evcap.gigapixel.ask.answer import Analyst

@@ -103,8 +103,7 @@ def caption_command(
     failures: list[str] = []
     done = 0
     texts = _Texts(sidecars, embedded, existing)
-    other = {} if generator is None and generator_model is None else {"generator": who}
-    load = cache(partial(evcap.load, preset, memory, **other))  # loaded when the first image is open
+    load = cache(partial(evcap.load, preset, memory, generator=who))  # loaded when the first image is open
     options = {"num_captions": num_captions, "batch_size": batch_size, **lengths}
     with ResultWriter(output, form, resume and not by_sidecar, settings) as writer:
         finished = sidecars.finished if by_sidecar else writer.is_finished
@@ -112,8 +111,8 @@ def caption_command(
         tell_finished(len(files) - len(todo), len(files), quiet, writer.remark)
         try:
             ask = partial(_captions, load, options)
-            enough = max(2 * model.vision.image_size, side_of(who))
-            said = _all_answers(todo, preset, memory, batch_size, ask, quiet, display, enough, **other)
+            enough = max(model.vision.opened_side, side_of(who))
+            said = _all_answers(todo, preset, memory, batch_size, ask, quiet, display, enough, who)
             with closing(said), Progress(len(todo), quiet) as progress:
                 for file, caption, error in said:
                     names = [(hit.name, hit.similarity) for hit in caption.names] if caption else []
@@ -198,7 +197,7 @@ def _all_answers(
     quiet: bool,
     display: Display,
     enough: int,
-    generator: GeneratorConfig | None = None,
+    generator: GeneratorConfig,
 ) -> Iterator[tuple]:
     """As `answers`, of photos first and then of images that are captioned by their tiles."""
     large = [file for file in todo if is_large(file)]

@@ -151,7 +151,7 @@ def answers(
     from evcap.images.ahead import open_ahead
     from evcap.images.opening import ImageError, open_image
 
-    enough = enough or 2 * load_preset(preset).vision.image_size
+    enough = enough or load_preset(preset).vision.opened_side
     with closing(open_ahead(files, batch_size, lambda file: open_image(file, enough, display))) as batches:
         for batch in batches:
             replies = iter(_ask([picture for _, picture in batch if not isinstance(picture, ImageError)], ask))

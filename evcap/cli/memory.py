@@ -115,7 +115,7 @@ def search(
     from evcap.runtime import use_threads
 
     use_threads(threads)
-    enough = 2 * load_preset(preset).vision.image_size  # as images are opened that are added
+    enough = load_preset(preset).vision.opened_side  # as images are opened that are added
     picture = open_image(stored_path(image), enough, Display.read(bands, stretch))
     check_model(preset, memory)
     captioner = evcap.load(preset, memory)

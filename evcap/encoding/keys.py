@@ -79,7 +79,7 @@ class Encoder:
 
     def rows(self, items: Sequence[NamedImage], batch: int) -> Iterator[np.ndarray]:
         """Keys (b,D) float32 of each batch of `batch` items; a row of NaN for an image that does not open."""
-        enough = 2 * self.captioner.preset.vision.image_size  # as all other commands open images
+        enough = self.captioner.preset.vision.opened_side
         with closing(open_ahead(items, batch, lambda item: item.open(enough))) as batches:
             for opened in batches:
                 pictures = {row: image for row, (_, image) in enumerate(opened) if not isinstance(image, ImageError)}

@@ -40,7 +40,7 @@ def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Calla
 
     @torch.inference_mode()
     def look(start: int, stop: int) -> torch.Tensor:
-        images = list(prefetched(lambda path: open_image(path, 2 * vision.image_size), paths[start:stop], BATCH))
+        images = list(prefetched(lambda path: open_image(path, vision.opened_side), paths[start:stop], BATCH))
         pixels = to_tensor(images, vision.image_size, vision.mean, vision.std).to(device)
         return model.patch_tokens(pixels.flip(-1) if mirrored else pixels)
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_resumed(fake, photos):
 
 
 def test_a_mistake_found_while_loading_is_one_line(photos, monkeypatch):
-    def load(preset, memory):
+    def load(preset, memory, generator=None):
         raise EvcapError("the trained tensors are damaged; get a fresh copy")
 
     monkeypatch.setattr(evcap, "load", load)
@@ -254,7 +254,7 @@ def test_damaged_trained_tensors(photos):
 
 def test_odd_pictures_get_sensible_captions(captioner, photos, examples, monkeypatch):
     """The same photo as grey with alpha, CMYK, 16 bits, EXIF-rotated and GIF; and a single pixel."""
-    monkeypatch.setattr(evcap, "load", lambda preset, memory: captioner)
+    monkeypatch.setattr(evcap, "load", lambda preset, memory, generator=None: captioner)
     photo = Image.open(next(path for path in examples if path.stem == "skateboarder"))
     photo.convert("RGBA").save("alpha.png")
     photo.convert("CMYK").save("cmyk.jpg", quality=95)
