@@ -11,9 +11,7 @@ from torch import nn
 
 from evcap.config import DecodingConfig, LanguageConfig
 from evcap.errors import EvcapError
-from evcap.language.beam_search import beam_search, share_prompts
 from evcap.language.lora import add_lora, merge_lora, plain_twin
-from evcap.language.release_search import release_search
 
 IGNORED = -100
 RELEASE_STOPS = ("\n", ".", " .")
@@ -91,6 +89,8 @@ class LanguageModel(nn.Module):
         self.stop = self._ids("\n")[-1]
         self.first = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]  # Qwen begins without
         self.last: list[int] = []
+        from evcap.language.beam_search import share_prompts  # slow import: transformers
+
         share_prompts(self.llm)
 
     def _body(self) -> nn.Module:
@@ -246,9 +246,13 @@ class LanguageModel(nn.Module):
             if decoding.min_length:
                 raise EvcapError("the release's search knows no min_length: set it to 0, or decoding.search to beam")
             beams, stops = max(decoding.beams, num_captions), [self._ids(text)[-1] for text in RELEASE_STOPS]
+            from evcap.language.release_search import release_search
+
             rows = release_search(self.llm, prompt.embeddings, prompt.mask, stops, beams, decoding.max_length)
             found = [row[:num_captions] for row in rows]
         else:
+            from evcap.language.beam_search import beam_search
+
             found = beam_search(self.llm, prompt.embeddings, prompt.mask, self.stop, num_captions, decoding)
         return [[Hypothesis(self._text(tokens), score, tuple(tokens)) for score, tokens in row] for row in found]
 

@@ -15,7 +15,6 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from evcap.errors import EvcapError
 from evcap.model.evcap import EVCap, load_parts, trained_parts
@@ -91,6 +90,8 @@ class TrainingLoop:
         optimizer = torch.optim.AdamW(
             parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
         )
+        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # slow import
+
         self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, config.warmup, self.total, min_lr_rate=last_rate
         )
