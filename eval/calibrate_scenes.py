@@ -20,11 +20,11 @@ import typer
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tqdm
-from evcap.config import load_yaml
 from evcap.datasets.scenes import read_scene
 from evcap.gigapixel.ask.question import analyse
 from evcap.gigapixel.search.scene_search import SceneConfig, Searcher, whole_index
 from evcap.raster.raster import Raster
+from evcap.yaml_files import load_yaml
 
 PATHS = ("fast", "slow", "both")
 TAIL = 0.99

@@ -34,6 +34,7 @@ from evcap.language.release_search import release_search
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.evcap import EVCap
 from evcap.model.name_fusion import Retrieved, name_tokenizer
+from evcap.model.towers import build_backbone
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release
 from evcap.weights.wheels import read_safetensors
@@ -101,7 +102,8 @@ def build(folder: Path, meta: dict) -> EVCap:
     check_shapes(state, llm.state_dict(), {}, str(folder / "llama_state.safetensors"))
     llm.load_state_dict(state, strict=False)  # older files hold rotary frequencies as well
     preset = preset_of(meta)
-    model = EVCap(preset, LanguageModel(preset.language, llm.eval(), NoText(meta["beam"]["bos_id"])))
+    language = LanguageModel(preset.language, llm.eval(), NoText(meta["beam"]["bos_id"]))
+    model = EVCap(preset, language, build_backbone(preset.vision))
     wanted = {name: t for name, t in model.state_dict().items() if not name.startswith("language.")}
     placed = read_release([folder / "release_state.safetensors"], wanted)
     model.load_state_dict(placed.tensors, strict=False, assign=True)

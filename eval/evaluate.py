@@ -27,7 +27,7 @@ import evcap
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import tqdm
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.datasets.benchmarks import PAPER
 from evcap.datasets.coco import CaptionedImage, read_caption_texts, read_coco_captions
 from evcap.errors import EvcapError
@@ -38,6 +38,7 @@ from evcap.files import write_text
 from evcap.memory.names import naming_statistics
 from evcap.plots.contact_sheet import Scored, draw_contact_sheet
 from evcap.runtime import processes, use_all_cores
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

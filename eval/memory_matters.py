@@ -30,12 +30,12 @@ import evcap
 from evcap.captioner import Caption, Captioner
 from evcap.cli.console import caption_with_bar, command
 from evcap.cli.options import DataFolder
-from evcap.config import load_yaml
 from evcap.datasets.coco import read_coco_captions
 from evcap.evaluation.caption_metrics import per_image_cider, score
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder, clean_name
+from evcap.yaml_files import load_yaml
 
 OUTCOMES = {"follows": "tab:green", "neither": "lightgrey", "keeps": "tab:orange"}
 

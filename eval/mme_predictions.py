@@ -23,7 +23,6 @@ import typer
 from evcap.cli.console import command, report
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import tqdm
-from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.evaluation.mme_realworld import Question, read_questions
 from evcap.evaluation.predictions import marks, whole_lines
@@ -31,6 +30,7 @@ from evcap.gigapixel.ask.answer import BUDGET, Analyst
 from evcap.gigapixel.ask.question import analyse
 from evcap.gigapixel.tiles.index import TileIndex
 from evcap.raster.raster import Raster, RasterError
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import typer
 from evcap.captioner import Captioner
 from evcap.cli.console import caption_with_bar, command
 from evcap.cli.options import DataFolder
-from evcap.config import load_yaml
 from evcap.datasets.coco import CaptionedImage, read_coco_captions
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
 from evcap.files import write_text
 from evcap.memory.names import NameFinder, clean_name, f1_scores
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

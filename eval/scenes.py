@@ -30,7 +30,7 @@ from rich.table import Table
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tqdm
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.datasets.scenes import Scene, read_scene
 from evcap.evaluation.places import accuracy, finds, mean_absolute_error, recall_at
 from evcap.files import write_text
@@ -43,6 +43,7 @@ from evcap.language.similarity import nearest_query
 from evcap.memory.keys import mean_keys
 from evcap.progress import Progress
 from evcap.raster.raster import Raster
+from evcap.yaml_files import load_yaml
 
 RANKS = (1, 5, 10)
 LARGEST = 0.25  # of the image; a larger box is not counted as found (facts of ImageRAG's evaluation)

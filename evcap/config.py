@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -12,10 +10,9 @@ from pathlib import Path
 
 from evcap.errors import EvcapError
 from evcap.text_files import brief
-from evcap.yaml_files import overlaid, read_yaml
+from evcap.yaml_files import from_dict, overlaid, read_yaml
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
-LARGEST_INTEGER = 2**53  # beyond it no setting means anything, and libraries below fail in ways of their own
 
 
 def _unless(setting: str, default: Callable):
@@ -27,7 +24,7 @@ def _unless(setting: str, default: Callable):
 class VisionConfig:
     """The frozen image tower. `tokens` x `width` is the shape of the patch tokens it gives for one image.
 
-    With a `source` its sizes, mean and std are read there (evcap/model/tower_settings.py), but for what a preset sets.
+    With a `source` its sizes, mean and std are read there (evcap/weights/tower_settings.py), but for what a preset sets.
     """
 
     kind: str  # "efficientnet-lite2", "blip2-vit" or "transformers"
@@ -171,63 +168,6 @@ class Preset:
     assets: str | None = None  # folder with trained.safetensors, memory/, phrases.safetensors; relative to the preset file
 
 
-def from_dict(cls, data, where: str):
-    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys."""
-    if not isinstance(data, dict):
-        raise EvcapError(f"{where}: expected settings as key: value, found {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in fields:
-            raise EvcapError(f"{where}: unknown key {brief(key)}. Known keys: {', '.join(fields)}")
-    values = {}
-    for name, f in fields.items():
-        if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif _required(f, data):
-            raise EvcapError(f"{where}: key '{name}' is missing")
-    return cls(**values)
-
-
-def _required(setting: dataclasses.Field, data: dict) -> bool:
-    if "unless" in setting.metadata:
-        return setting.metadata["unless"] not in data
-    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
-
-
-def _convert(hint, value, where: str):
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if dataclasses.is_dataclass(option):
-            return from_dict(option, value, where)
-        plain = typing.get_origin(option) or option
-        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            break
-        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        if plain is list and isinstance(value, list):
-            (item,) = typing.get_args(option)
-            return [_convert(item, entry, f"{where}[{number}]") for number, entry in enumerate(value)]
-        if plain is dict and isinstance(value, dict):
-            kinds = typing.get_args(option)
-            return {
-                _convert(kinds[0], key, f"{where}: key"): _convert(kinds[1], entry, f"{where}: {brief(key)}")
-                for key, entry in value.items()
-            }
-        if isinstance(value, plain) and plain is not float and not (plain is int and isinstance(value, bool)):
-            return value
-    raise EvcapError(f"{where}: expected {hint if typing.get_args(hint) else hint.__name__}, found {brief(value)}")
-
-
-def load_yaml(path: str | Path, cls):
-    """Read a YAML file into dataclass `cls`. Raises EvcapError with one line for a missing, broken or unknown setting."""
-    return from_dict(cls, read_yaml(path), str(path))
-
-
 def preset_path(name_or_path: str | Path) -> Path:
     """The YAML file of a shipped preset name, or the given path itself."""
     shipped = PRESET_FOLDER / f"{name_or_path}.yaml"
@@ -277,11 +217,17 @@ def load_preset(name_or_path: str | Path) -> Preset:
         raise EvcapError(
             f"{name_or_path}: vision: `source` names the folder or hub name of kind 'transformers'; set both or neither"
         )
-    if not vision.source:
-        return preset
-    from evcap.model.tower_settings import tower_settings  # what other towers do not need; it imports this file
+    return dataclasses.replace(preset, vision=measured(vision))
 
-    return dataclasses.replace(preset, vision=tower_settings(vision))
+
+def measured(vision: VisionConfig) -> VisionConfig:
+    """The settings of a tower with all its sizes, those of its `source` included. Raises EvcapError as `tower_settings`."""
+    if not vision.source:
+        return vision
+    from evcap.weights.tower_settings import tower_settings  # what other towers do not need
+
+    given = {name: getattr(vision, name) for name in ("source", "image_size", "width", "tokens", "mean", "std")}
+    return dataclasses.replace(vision, **tower_settings(**given))
 
 
 def assets_folder(name_or_path: str | Path, preset: Preset) -> Path:

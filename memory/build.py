@@ -21,13 +21,13 @@ import typer
 from evcap.cli.console import command, complain, report
 from evcap.cli.options import DataFolder, EngineChoice, NoBars, Trained
 from evcap.cli.progress import shown
-from evcap.config import load_yaml
 from evcap.datasets.coco import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
 from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.memory.names import NameFinder, clean_name, spoken_name
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

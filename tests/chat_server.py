@@ -5,7 +5,7 @@ import json
 import threading
 from contextlib import contextmanager
 
-from evcap.generators import endpoint as endpoints
+from evcap.generators import chat_completions
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
@@ -38,7 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
 @contextmanager
 def served(monkeypatch):
     """A server: `script` is what it answers, `seen` what it was sent, `url` its address, `waited` the client's pauses."""
-    monkeypatch.setattr(endpoints, "sleep", lambda seconds: server.waited.append(seconds))
+    monkeypatch.setattr(chat_completions, "sleep", lambda seconds: server.waited.append(seconds))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = Server(("127.0.0.1", 0), Endpoint)
     server.seen, server.waited, server.url = [], [], f"http://127.0.0.1:{server.server_port}/v1"

@@ -17,13 +17,12 @@ from evcap.config import (
     RetrievalConfig,
     VisionConfig,
     assets_folder,
-    from_dict,
     load_preset,
-    load_yaml,
     preset_files,
     preset_path,
 )
 from evcap.errors import EvcapError
+from evcap.yaml_files import from_dict, load_yaml
 
 PRESETS = sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml"))
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from cli_tools import run
 
-from evcap.config import load_yaml, preset_path
+from evcap.config import preset_path
 from evcap.errors import EvcapError
-from evcap.yaml_files import read_yaml
+from evcap.yaml_files import load_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
 MERGES = "a0: &a0 {x0: 1, y0: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12))

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 import transformers as t
 
-from evcap.config import VisionConfig
-from evcap.model.tower_settings import tower_settings
+from evcap.config import VisionConfig, measured
 
 LAYERS = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = LAYERS | {"image_size": 64, "patch_size": 16}
@@ -68,7 +67,7 @@ def tower_folder(folder: Path, family: str, seed: int = 0) -> Path:
 
 
 def settings_of(folder, **changes) -> VisionConfig:
-    return tower_settings(VisionConfig(kind="transformers", source=str(folder), **changes))
+    return measured(VisionConfig(kind="transformers", source=str(folder), **changes))
 
 
 def pixels(height: int = 64, width: int = 64) -> torch.Tensor:

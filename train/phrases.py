@@ -18,13 +18,14 @@ from evcap.captioner import encoder_fingerprint
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
 from evcap.memory.keys import mean_keys
 from evcap.model.build import build_model
 from evcap.training.features import cached_queries
 from evcap.training.run_folder import read_split
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

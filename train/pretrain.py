@@ -24,7 +24,7 @@ from torch import nn
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.evaluation.caption_metrics import cider
 from evcap.language.sentences import cached_sentences, clean_caption, content_words
 from evcap.language.similarity import TextTower, nearest_query
@@ -34,6 +34,7 @@ from evcap.runtime import half_precision
 from evcap.training.features import cached_patches
 from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.run_folder import read_split
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from evcap.captioner import Captioner, encoder_fingerprint
 from evcap.cli.console import command, complain
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
@@ -40,6 +40,7 @@ from evcap.training.features import cached_names, cached_queries
 from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.renaming import Renamer
 from evcap.training.run_folder import read_split
+from evcap.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evcap.config import from_dict
 from evcap.datasets.ucm import UCM
 from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.text_files import read_json
+from evcap.yaml_files import from_dict
 
 SIDE = 256  # pixels of a tile in the scene, that of UC Merced
 KINDS = 5  # classes planted in a scene, and as many that are asked about and are nowhere in it

@@ -1,21 +1,16 @@
-"""An OpenAI-compatible endpoint: chat completions of texts and images over HTTP."""
+"""A generator behind an OpenAI-compatible endpoint: how images and names are sent there, and what its replies become."""
 
 from __future__ import annotations
 
 import base64
-import http.client
 import io
-import json
-import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from evcap.errors import EvcapError
+from evcap.generators.chat_completions import Endpoint, Failed, Refused
 from evcap.generators.options import CHAT_SIDE, check_decoding
 
 if TYPE_CHECKING:
@@ -24,99 +19,8 @@ if TYPE_CHECKING:
     from evcap.config import DecodingConfig, GeneratorConfig
     from evcap.generators.generator import Part, Seen
 
-T = TypeVar("T")
-LONGEST_REPLY = 1 << 20  # bytes of an endpoint's answer
 AT_ONCE = 8  # requests of one batch that are under way together
 OF_THE_IMAGE = (400, 413, 415, 422)  # statuses that another image may not get
-
-
-class Failed(Exception):
-    """A try, or all of them, failed, and another may not; what the endpoint did, in one line."""
-
-
-class Refused(EvcapError):
-    """The endpoint does not take what it was sent, with this HTTP status."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
-class Endpoint:
-    """An OpenAI-compatible endpoint (POST URL/chat/completions). Threads may share one.
-
-    url: up to and with the version, as in "http://localhost:8000/v1". model: its name there. key: sent as a bearer token,
-    by default what OPENAI_API_KEY holds; "" sends none. timeout: seconds for each of the `tries`, between which it waits
-    1, 2, ... seconds.
-    """
-
-    def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, tries: int = 3):
-        if not re.match(r"https?://[^/\s]+[^\s]*$", url, re.IGNORECASE):
-            raise EvcapError(f"'{url}' is no address of an endpoint; it looks like http://localhost:8000/v1")
-        key = (os.environ.get("OPENAI_API_KEY", "") if key is None else key).strip()
-        if not (key.isascii() and key.isprintable()):
-            raise EvcapError("the endpoint's key (OPENAI_API_KEY) holds letters that no key has; set it again")
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.model, self.key, self.timeout, self.tries = model, key, timeout, tries
-
-    def ask(self, messages: Sequence[dict], usable: Callable[[str], T], useless: str, **settings) -> T:
-        """What `usable` makes of the first reply of which it makes something; `useless` says what the other replies did.
-
-        settings: of the request, as temperature and max_tokens.
-        Raises Failed when the tries are used up, Refused for settings, a key or a content that the endpoint does not take.
-        """
-        reason = ""
-        for attempt in range(self.tries):
-            sleep(attempt)
-            try:
-                if found := usable(self._reply(messages, settings)):
-                    return found
-                reason = useless
-            except Failed as error:
-                reason = str(error)
-        raise Failed(f"{self.url} {reason} ({self.tries} {'try' if self.tries == 1 else 'tries'})")
-
-    def _reply(self, messages: Sequence[dict], settings: dict) -> str:
-        """The text of one answer."""
-        body = {"model": self.model, "messages": list(messages)} | settings
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        try:
-            answer = self._post(urllib.request.Request(self.url, json.dumps(body).encode(), headers))
-        except urllib.error.HTTPError as error:
-            if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise Failed(f"answered {error.code} {error.reason}") from None
-            hint = "the key (OPENAI_API_KEY)" if error.code in (401, 403) else f"the address and the model '{self.model}'"
-            raise Refused(f"{self.url} refuses: {error.code} {error.reason}; check {hint}", error.code) from None
-        except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError around another
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise Failed(f"did not answer within {self.timeout:g} s") from None
-            raise Failed(f"cannot be reached: {getattr(reason, 'strerror', None) or reason}") from None
-        try:
-            content = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            content = None
-        if not isinstance(content, str):
-            raise Failed("answered, but not with a chat completion")
-        return content
-
-    def _post(self, request: urllib.request.Request) -> bytes:
-        """The body of the answer, or as much of it as a sane one may have."""
-        deadline = monotonic() + self.timeout
-        answer = b""
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-            while len(answer) < LONGEST_REPLY and (part := response.read1(1 << 16)):
-                answer += part
-                if monotonic() > deadline:  # the socket's own timeout starts again with every byte
-                    raise TimeoutError
-        return answer
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key goes to no other address than the one it was given for."""
-
-    def redirect_request(self, *_):
-        return None
 
 
 class EndpointGenerator:

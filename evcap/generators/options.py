@@ -69,7 +69,7 @@ def _plain(settings: Preset, config: GeneratorConfig) -> GeneratorConfig:
 def check_generator(config: GeneratorConfig, settings: Preset) -> None:
     """Raises EvcapError, one line, for a generator of which something is not there. Hub names are not looked up."""
     if config.kind == "endpoint":
-        from evcap.generators.endpoint import Endpoint
+        from evcap.generators.chat_completions import Endpoint
 
         if not config.model:
             raise EvcapError(f"{config.source}: name the model there (--generator-model NAME)")

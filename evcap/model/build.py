@@ -15,8 +15,9 @@ from evcap.errors import EvcapError
 from evcap.language.encoder_decoder import EncoderDecoderModel
 from evcap.language.model import LanguageModel
 from evcap.model.evcap import EVCap, QueryEncoder, load_parts
+from evcap.model.towers import build_backbone
 from evcap.model.transformers_tower import open_tower
-from evcap.model.vision import VisionEncoder, build_backbone
+from evcap.model.vision import VisionEncoder
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
 from evcap.weights.sources import local_or_hub, without_reports
@@ -133,6 +134,12 @@ def build_model(
         if not preset.blip2:
             load_name_embeddings(model.fusion.embeddings)
     return _filled(model, trained, device, ("language",) if sharded else ())
+
+
+def skeleton(preset: Preset) -> EVCap:
+    """A preset's model without its language model, on the meta device: names and shapes, no numbers."""
+    with torch.device("meta"):
+        return EVCap(preset, nn.Identity(), build_backbone(preset.vision))
 
 
 @contextmanager

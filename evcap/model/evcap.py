@@ -14,7 +14,6 @@ from evcap.errors import EvcapError
 from evcap.language.model import Block, Hypothesis, LanguageModel, PackedCaptions
 from evcap.model.name_fusion import NameFusion, Retrieved
 from evcap.model.qformer import QFormer
-from evcap.model.vision import build_backbone
 from evcap.runtime import full_precision
 
 # what parts of the model were called in files of trained tensors, and are called now
@@ -55,11 +54,11 @@ class QueryEncoder(nn.Module):
     text_projection, where a preset has one, brings sentences into the space of the query features.
     """
 
-    def __init__(self, preset: Preset, backbone: nn.Module | None = None):
+    def __init__(self, preset: Preset, backbone: nn.Module):
         super().__init__()
         self.preset = preset
         vision, width = preset.vision, preset.image_qformer.width
-        self.backbone = build_backbone(vision) if backbone is None else backbone
+        self.backbone = backbone
         prefix = getattr(self.backbone, "prefix", 0)
         self.patch_norm = PatchEmbeddingNorm(vision.tokens, vision.width, prefix) if preset.patch_positions else None
         self.image_qformer = QFormer(preset.image_qformer, preset.image_queries, vision.width)
@@ -87,7 +86,7 @@ class QueryEncoder(nn.Module):
 class EVCap(QueryEncoder):
     """All tensors of one captioner. Sizes come from the preset alone; build under `torch.device("meta")` to only count."""
 
-    def __init__(self, preset: Preset, language: LanguageModel, backbone: nn.Module | None = None):
+    def __init__(self, preset: Preset, language: LanguageModel, backbone: nn.Module):
         super().__init__(preset, backbone)
         self.fusion = NameFusion(preset)
         self.projection = nn.Linear(preset.image_qformer.width, preset.language.hidden)
@@ -124,12 +123,6 @@ class EVCap(QueryEncoder):
         """`num_captions` captions for each of B images, likeliest first."""
         vectors = self.visual_vectors(queries, retrieved)
         return self.language.decode(self.language.prompt(vectors, retrieved.names, 0, further), num_captions, decoding)
-
-
-def skeleton(preset: Preset) -> EVCap:
-    """A preset's model without its language model, on the meta device: names and shapes, no numbers."""
-    with torch.device("meta"):
-        return EVCap(preset, nn.Identity())
 
 
 def trained_parts(model: QueryEncoder) -> dict[str, torch.Tensor]:

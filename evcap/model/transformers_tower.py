@@ -1,4 +1,4 @@
-"""Image towers of transformers, of the families in tower_settings.py, behind the interface of the others."""
+"""Image towers of transformers, of the families of evcap/weights/tower_settings.py, behind the interface of the others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 from evcap.config import VisionConfig
 from evcap.errors import EvcapError
-from evcap.model.tower_settings import FAMILIES, read_config
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, tower_dtype
 from evcap.weights.sources import local_or_hub, opened
+from evcap.weights.tower_settings import FAMILIES, read_config
 
 LARGE = 500_000_000  # parameters from which a tower is of half precision off the CPU: ViT-g and DINOv2-g, not ViT-L
 OPTIONAL = ("pooler.", "head.")  # tensors behind the patch tokens
@@ -18,7 +18,7 @@ SAMPLED = 64  # values of each tensor that tell whose weights they are
 
 
 class TransformersTower(VisionEncoder):
-    """A tower of transformers; its settings have their sizes in place (`tower_settings`). network: None = untrained."""
+    """A tower of transformers; its settings have their sizes in place (`config.measured`). network: None = untrained."""
 
     def __init__(self, config: VisionConfig, network: nn.Module | None = None):
         super().__init__()

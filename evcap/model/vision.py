@@ -106,19 +106,3 @@ class Blip2Vit(VisionEncoder):
         last = self.network.encoder.layers[-1].mlp.fc2.weight
         patches, norm = self.network.embeddings.patch_embedding.weight, self.network.post_layernorm.weight
         return {"patches": patches, "last": last, "norm": norm}
-
-
-def _of_transformers(config: VisionConfig) -> VisionEncoder:
-    from evcap.model.transformers_tower import TransformersTower  # it imports this file
-
-    return TransformersTower(config)
-
-
-TOWERS = {"efficientnet-lite2": EfficientNetLite, "blip2-vit": Blip2Vit, "transformers": _of_transformers}
-
-
-def build_backbone(config: VisionConfig) -> VisionEncoder:
-    """The tower named by `config.kind`, untrained, in eval mode, not trainable. Raises ValueError for an unknown kind."""
-    if config.kind not in TOWERS:
-        raise ValueError(f"unknown vision tower '{config.kind}', known: {', '.join(TOWERS)}")
-    return TOWERS[config.kind](config).eval().requires_grad_(False)

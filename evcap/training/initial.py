@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from evcap.config import Preset
-from evcap.model.evcap import skeleton, trained_parts
+from evcap.model.build import skeleton
+from evcap.model.evcap import trained_parts
 from evcap.model.name_fusion import NameFusion
 from evcap.weights.blip2 import Tensors, bert_layers, bert_text_branch, check_shapes, read_blip2, renamed
 from evcap.weights.checkpoints import read_tensors

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from evcap.config import VisionConfig
 from evcap.errors import EvcapError
 from evcap.weights.sources import local_or_hub
 
@@ -72,36 +72,37 @@ FAMILIES = {
 }
 
 
-def tower_settings(vision: VisionConfig) -> VisionConfig:
+def tower_settings(
+    source: str, image_size: int, width: int, tokens: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
     """The settings of a tower of transformers with all sizes in place: those of its folder, but for what a preset sets.
 
-    A preset may set another image_size, where the tower takes it, and another mean and std. patch_size becomes the pixels of
-    a side of what one patch token stands for. Raises EvcapError for a folder that is no known tower, and for sizes that do
-    not go together.
+    source: its folder or hub name. image_size: pixels of a side, where the tower takes others than its own, or 0. width,
+    tokens: what a preset says they are, or 0. mean, std: of the three colours, in place of the folder's, or none.
+    The result is those of VisionConfig; patch_size is the pixels of a side of what one patch token stands for. Raises
+    EvcapError for a folder that is no known tower, and for sizes that do not go together.
     """
-    config = read_config(vision.source)
-    family, processor = FAMILIES[config.model_type], _processor(vision.source)
-    own = _side(getattr(config, "image_size", None) or 0, vision.source)
+    config = read_config(source)
+    family, processor = FAMILIES[config.model_type], _processor(source)
+    own = _side(getattr(config, "image_size", None) or 0, source)
     usual = own if family.resized == "no" else _processed_size(processor) or own
-    size, stride = vision.image_size or usual, family.stride(config)
+    size, stride = image_size or usual, family.stride(config)
     if family.resized == "no" and size != own:
-        raise EvcapError(f"image tower '{vision.source}' takes images of {own} pixels only, not image_size: {size}")
+        raise EvcapError(f"image tower '{source}' takes images of {own} pixels only, not image_size: {size}")
     if size < stride or (size % stride and size != own):  # SigLIP's 384 pixels are 27 patches of 14 and a rest
-        raise EvcapError(f"image tower '{vision.source}' takes an image_size that {stride} divides, not {size}")
+        raise EvcapError(f"image tower '{source}' takes an image_size that {stride} divides, not {size}")
     told = {
         "image_size": size,
         "width": family.width(config),
         "tokens": family.prefix(config) + (size // stride) ** 2,
-        "mean": vision.mean or _channels(processor, "image_mean", vision.source),
-        "std": vision.std or _channels(processor, "image_std", vision.source),
+        "mean": mean or _channels(processor, "image_mean", source),
+        "std": std or _channels(processor, "image_std", source),
         "patch_size": stride,
     }
-    for name in ("width", "tokens"):
-        if (given := getattr(vision, name)) not in (0, told[name]):
-            raise EvcapError(
-                f"image tower '{vision.source}' has {name} {told[name]} at {size} pixels, not {given}: leave it out"
-            )
-    return dataclasses.replace(vision, **told)
+    for name, given in (("width", width), ("tokens", tokens)):
+        if given not in (0, told[name]):
+            raise EvcapError(f"image tower '{source}' has {name} {told[name]} at {size} pixels, not {given}: leave it out")
+    return told
 
 
 def read_config(source: str):

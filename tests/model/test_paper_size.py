@@ -8,6 +8,7 @@ from evcap.config import load_preset
 from evcap.language.model import LanguageModel
 from evcap.model.evcap import EVCap, trained_parts
 from evcap.model.name_fusion import Retrieved
+from evcap.model.towers import build_backbone
 
 
 class Letters:
@@ -26,7 +27,8 @@ def model():
         vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
     )
     with torch.device("meta"):
-        return EVCap(preset, LanguageModel(preset.language, LlamaForCausalLM(vicuna), Letters()))
+        language = LanguageModel(preset.language, LlamaForCausalLM(vicuna), Letters())
+        return EVCap(preset, language, build_backbone(preset.vision))
 
 
 def count(module):

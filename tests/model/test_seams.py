@@ -9,7 +9,7 @@ from evcap.config import DecodingConfig, load_preset
 from evcap.language.model import TextBlock
 from evcap.model.evcap import PatchEmbeddingNorm
 from evcap.model.name_fusion import Retrieved
-from evcap.model.vision import build_backbone
+from evcap.model.towers import build_backbone
 
 DECODING = DecodingConfig(beams=2, max_length=6)
 

@@ -16,8 +16,8 @@ from evcap.config import QFormerConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.model.build import build_encoder
 from evcap.model.evcap import PatchEmbeddingNorm
+from evcap.model.towers import build_backbone
 from evcap.model.transformers_tower import open_tower
-from evcap.model.vision import build_backbone
 
 CPU = torch.device("cpu")
 

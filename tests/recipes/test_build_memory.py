@@ -11,10 +11,10 @@ from PIL import Image
 from places import REPOSITORY
 from tiny_run import world
 
-from evcap.config import load_yaml
 from evcap.datasets.named_images import NamedImage
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
+from evcap.yaml_files import load_yaml
 from memory import build
 from memory.build import (
     Config,

@@ -17,11 +17,12 @@ import evcap
 from eval import evaluate
 from evcap.captioner import Caption
 from evcap.cli.console import command
-from evcap.config import PRESET_FOLDER, load_yaml
+from evcap.config import PRESET_FOLDER
 from evcap.datasets.benchmarks import BENCHMARKS, PAPER
 from evcap.evaluation.caption_metrics import score
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
+from evcap.yaml_files import load_yaml
 
 PICTURES = 13
 app = typer.Typer()

@@ -17,9 +17,10 @@ from eval import memory_matters
 from eval.memory_matters import Config, paired_difference, rates, rename_test
 from evcap.captioner import Caption
 from evcap.cli.console import command
-from evcap.config import load_preset, load_yaml
+from evcap.config import load_preset
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name, pluralize
+from evcap.yaml_files import load_yaml
 
 SETTINGS = {"captions": "set.json", "images": "images", "output": "out", "batch_size": 2}
 app = typer.Typer()

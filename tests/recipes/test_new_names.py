@@ -17,10 +17,10 @@ from eval import new_names
 from eval.new_names import Config, entries
 from evcap.captioner import Caption
 from evcap.cli.console import command
-from evcap.config import load_yaml
 from evcap.datasets.coco import CaptionedImage
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder
+from evcap.yaml_files import load_yaml
 
 NAMES = ["kite", "tennis ball"]
 FILES = {"trained": "weights", "memory": "memory", "set": "set", "output": "o/r.json"}

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from data import make_mosaic
 from eval import calibrate_scenes, scenes
 from evcap.cli.console import command
-from evcap.config import Preset, RetrievalConfig, from_dict, preset_path
+from evcap.config import Preset, RetrievalConfig, preset_path
 from evcap.datasets.ucm import UCM
 from evcap.gigapixel.search.calibration import calibrated
 from evcap.gigapixel.search.gallery import Gallery
 from evcap.gigapixel.search.retrieval import Retriever
 from evcap.gigapixel.search.scene_search import UNMEASURED, Searcher
 from evcap.memory.memory import VisualNameMemory
+from evcap.yaml_files import from_dict
 
 NAMES = [words.name for words in UCM.values()] + ["something else"]
 STEP = 11  # of red, between classes

@@ -11,8 +11,9 @@ from transformers import Blip2Config, Blip2QFormerModel, Blip2VisionModel
 
 from evcap.config import load_preset
 from evcap.errors import EvcapError
-from evcap.model.evcap import EVCap, skeleton
-from evcap.model.vision import build_backbone
+from evcap.model.build import skeleton
+from evcap.model.evcap import EVCap
+from evcap.model.towers import build_backbone
 from evcap.weights.blip2 import frozen_tensors, load_blip2, our_name, read_blip2, reason_to_leave_out, renamed, to_transformers
 
 

@@ -13,8 +13,10 @@ from qformer_reference import written_out
 from torch import nn
 
 from evcap.errors import EvcapError
-from evcap.model.evcap import EVCap, skeleton, trained_parts
+from evcap.model.build import skeleton
+from evcap.model.evcap import EVCap, trained_parts
 from evcap.model.name_fusion import Retrieved
+from evcap.model.towers import build_backbone
 from evcap.weights.checkpoints import read_tensors
 from evcap.weights.release import read_release, read_release_memory
 
@@ -49,7 +51,7 @@ def files(preset, tmp_path):
 @torch.no_grad()
 def test_a_checkpoint_with_its_fusion_is_the_whole_trained_part(preset, files):
     placed = read_release(files, trained_parts(skeleton(preset)))
-    model = EVCap(preset, nn.Identity()).eval()
+    model = EVCap(preset, nn.Identity(), build_backbone(preset.vision)).eval()
     missing, unexpected = model.load_state_dict(placed.tensors, strict=False)
     assert not unexpected and not [n for n in missing if n in trained_parts(model)]
     tensors = release_tensors(preset)

@@ -12,7 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from evcap.generators.endpoint import Endpoint, Failed
+from evcap.generators.chat_completions import Endpoint, Failed
 from evcap.gigapixel.ask.chunks import MOST_PHRASES, PICTURE, POSITION, QUANTITY, VAGUE, noun_chunks
 from evcap.gigapixel.ask.question import NoPhrases
 from evcap.language.sentences import FUNCTION_WORDS
