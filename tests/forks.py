@@ -26,12 +26,12 @@ def _parent() -> subprocess.Popen:
 
 
 class Fork:
-    """One run of a script of the repository; only one at a time. Its outputs go to `folder`."""
+    """One run of a script of the repository in `folder`, where its outputs go, too; only one at a time."""
 
     def __init__(self, folder: Path, script: str, *arguments, **variables: str):
-        self._outputs = [folder / "stdout", folder / "stderr"]
+        self._outputs = [(folder / name).resolve() for name in ("stdout", "stderr")]
         command = [str(REPOSITORY / script), *map(str, arguments)]
-        _parent().stdin.write(json.dumps([list(map(str, self._outputs)), variables, command]) + "\n")
+        _parent().stdin.write(json.dumps([str(folder), list(map(str, self._outputs)), variables, command]) + "\n")
         self._process = int(_parent().stdout.readline())
 
     def alive(self) -> bool:
@@ -51,9 +51,10 @@ class Fork:
         assert int(_parent().stdout.readline()) == -signal.SIGKILL, self._outputs[1].read_text()[-4000:]
 
 
-def _run(outputs: list[str], variables: dict[str, str], command: list[str]) -> None:
+def _run(folder: str, outputs: list[str], variables: dict[str, str], command: list[str]) -> None:
     """Do as `python *command` does, and end."""
     os.environ.update(variables)
+    os.chdir(folder)
     for number, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv, code = command, 1
@@ -72,7 +73,9 @@ def _run(outputs: list[str], variables: dict[str, str], command: list[str]) -> N
 if __name__ == "__main__":
     from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline  # noqa: F401
 
-    import memory.rebuild  # noqa: F401
+    import eval.evaluate  # noqa: F401
+    import train.pretrain
+    import train.train  # noqa: F401
 
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()

@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from cli_tools import run_recipe
+from forks import Fork
 from PIL import Image
 from places import REPOSITORY
 from tiny import tiny_llm, tiny_tokenizer
@@ -118,6 +119,18 @@ def config_for(recipe: str, output: str, **changes) -> Path:
     return path
 
 
+def _words(recipe: str, config: Path, folder: str = "train") -> list[Path | str]:
+    """A recipe's run in float32, as words of a command."""
+    script = REPOSITORY / folder / f"{recipe}.py"
+    return [REPOSITORY / "tests" / "in_float32.py", script, config, "--data", world() / "data", "--quiet"]
+
+
+def fork(recipe: str, config: Path) -> Fork:
+    """Start a recipe as `start` does, sooner."""
+    script, *words = _words(recipe, config)
+    return Fork(world(), script, *words, EVCAP_CACHE=str(world() / "cache"), ACCELERATE_USE_CPU="true")
+
+
 def start(recipe: str, config: Path, processes: int = 1, folder: str = "train") -> subprocess.Popen:
     """Start a recipe; several processes through `accelerate launch`."""
     command = [sys.executable]
@@ -125,14 +138,7 @@ def start(recipe: str, config: Path, processes: int = 1, folder: str = "train") 
         # --multi_gpu with ACCELERATE_USE_CPU: else accelerate starts one process on CPUs, unless MPI is there
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
         command += ["--num_processes", str(processes)]
-    command += [
-        REPOSITORY / "tests" / "in_float32.py",
-        REPOSITORY / folder / f"{recipe}.py",
-        config,
-        "--data",
-        world() / "data",
-        "--quiet",
-    ]
+    command += _words(recipe, config, folder)
     variables = os.environ | {"EVCAP_CACHE": str(world() / "cache"), "OMP_NUM_THREADS": "1"}
     if "ACCELERATE_USE_DEEPSPEED" not in variables:  # which accelerate would leave out on the CPU
         variables["ACCELERATE_USE_CPU"] = "true"

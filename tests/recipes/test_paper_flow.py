@@ -1,14 +1,12 @@
 """docs/reproduce.md on small files in the real layouts: start tensors, a memory, training, scores; each by its own command."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forks import Fork
 from lavis_files import write_paper_files
 from tiny_run import COLOURS, REPOSITORY, world
 
@@ -27,16 +25,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, script: str, *arguments) -> str:
-    variables = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-        "EVCAP_CACHE": str(folder / "cache"),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, REPOSITORY / script, *arguments]
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+def run(folder: Path, script: str, *arguments) -> None:
+    Fork(folder, script, *arguments, EVCAP_CACHE=str(folder / "cache"), ACCELERATE_USE_CPU="true").finish()
 
 
 @pytest.mark.slow

@@ -9,16 +9,16 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from places import REPOSITORY
 from tiny import tiny_evcap
-from tiny_run import SAVED_ONCE, STEPS, config_for, finish, forget_accelerate, here, log, start, straight, world
+from tiny_run import SAVED_ONCE, STEPS, config_for, forget_accelerate, fork, here, log, straight, world
 from torch import nn
 
-from evcap.config import load_yaml
 from evcap.errors import EvcapError
 from evcap.model.evcap import load_parts, trained_parts
 from evcap.training import loop
 from evcap.training.loop import whole_tensors
 from evcap.training.run_folder import RunFolder, parameter_groups
 from evcap.weights.wheels import read_safetensors
+from evcap.yaml_files import load_yaml
 from train import train
 from train.pretrain import Config
 
@@ -152,21 +152,19 @@ def test_only_matrices_decay():
 @pytest.mark.parametrize("recipe", ["pretrain", "train"])
 def test_a_killed_run_resumes_to_the_same_losses(recipe):
     """SIGKILL somewhere in the middle, then the same command again."""
-    output, whole = f"{recipe}-killed", f"{recipe}-whole"
+    output, whole = f"{recipe}-killed", f"{recipe}-straight"
     config = config_for(recipe, output)
-    process = start(recipe, config)
+    process = fork(recipe, config)
     logged = world() / output / "log.jsonl"
     while not (logged.exists() and logged.read_text().count('"loss"') >= 5):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.alive() or process.finish()
         time.sleep(0.002)
     process.kill()
-    process.communicate()
     before = max(row["step"] for row in log(output)) + 1
     saved = torch.load(world() / output / "checkpoint" / "state.pt", weights_only=True)["step"]
     assert 0 < saved <= before < STEPS
-    finish(start(recipe, config))
-    finish(start(recipe, config_for(recipe, whole)))
-    assert log(output) == log(whole)  # every logged number of every step, to the last digit
+    fork(recipe, config).finish()
+    assert log(output) == straight(recipe)  # every logged number of every step, to the last digit
 
     straight_files, files = ({p.name for p in (world() / f).iterdir()} for f in (whole, output))
     assert files == straight_files >= {"best.safetensors", "last.safetensors", "curve.png", "log.jsonl", "settings.json"}
