@@ -77,6 +77,14 @@ def photos(tmp_path, monkeypatch) -> list[str]:
     return [f"p{number}.png" for number in range(5)]
 
 
+@pytest.fixture
+def without_meteor(monkeypatch):
+    """METEOR starts slowly and has no closed form."""
+    from evcap.evaluation import caption_metrics
+
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda truth, said: 0.0)
+
+
 @pytest.fixture(scope="module")
 def two_workers():
     """A Ray of two CPUs; its workers, who are nice to others by default, take their turn on a busy machine."""

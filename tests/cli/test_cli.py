@@ -239,6 +239,6 @@ def test_the_shipped_model_through_the_real_command(captioner, examples, tmp_pat
 
 
 def test_captions_do_not_depend_on_the_batch(captioner, examples):
-    photos = examples[:4]
-    together = [c.caption for c in captioner.caption(photos, batch_size=len(photos))]
-    assert together == [captioner.caption(photo).caption for photo in photos]
+    photos = examples[:3]
+    together = [c.caption for c in captioner.caption(photos, batch_size=len(photos), max_length=10)]
+    assert together == [captioner.caption(photo, max_length=10).caption for photo in photos]

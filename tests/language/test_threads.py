@@ -61,6 +61,6 @@ def test_a_captioner(captioner, examples):
         (row,) = captioner.caption_features(asked, beams=2, min_length=call % 3, max_length=LENGTHS[call % len(LENGTHS)])
         return row.captions, row.names
 
-    alone = [work(call) for call in range(12)]
+    alone = [work(call) for call in range(THREADS)]
     captioner.memory._index = None  # made by whichever thread searches first
-    assert in_threads(work, range(12)) == alone
+    assert in_threads(work, range(THREADS)) == alone

@@ -264,8 +264,8 @@ def test_shipped_model_on_example_photos(captioner, tmp_path, monkeypatch):
     images = [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate(references, 1)]
     captions = [{"image_id": n, "caption": text} for n, text in enumerate(references.values(), 1)]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    settings = {"captions": "set.json", "images": str(REPOSITORY / "examples"), "output": str(tmp_path / "out"), "beams": 3}
-    settings["max_length"] = 12
+    settings = {"captions": "set.json", "images": str(REPOSITORY / "examples"), "output": str(tmp_path / "out"), "beams": 2}
+    settings["max_length"] = 8
     monkeypatch.setattr(evcap, "load", lambda preset, memory=None, device=None: captioner)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     run_recipe(evaluate.main, tmp_path / "config.yaml", "--data", tmp_path)

@@ -54,7 +54,7 @@ def files(tmp_path):
     ],
     ids=["coco", "object", "lines of evcap caption", "ids as text"],
 )
-def test_scores_are_those_of_the_captions_however_they_are_given(files, content):
+def test_scores_are_those_of_the_captions_however_they_are_given(files, content, without_meteor):
     (files / "said.json").write_text(content)
     told = json.loads(run(files / "said.json", files / "truth.json", "--output", files / "scores.json"))
     assert told["scores"] == pytest.approx(score(SAID, TRUTH))
@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_captions_however_they_are_given(files, content)
     assert json.loads((files / "scores.json").read_text()) == told
 
 
-def test_clip_scores_by_their_formula(files, clip):
+def test_clip_scores_by_their_formula(files, clip, without_meteor):
     """One image at a time, by transformers alone."""
     from transformers import CLIPModel, CLIPProcessor
 

@@ -1,17 +1,14 @@
 """Towers and an encoder-decoder of transformers in the recipes: a Q-Former learns, a memory is built, and it captions."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import yaml
-from places import REPOSITORY
-from tiny_run import COLOURS, config_for, finish, start, world
+from cli_tools import run_recipe
+from tiny_run import COLOURS, config_for, here, world
 from tiny_seq2seq import save_seq2seq
 from tiny_towers import tower_folder
 
 from evcap.captioner import Captioner
+from memory import build
 
 
 @pytest.mark.parametrize(("family", "language"), [("clip", None), ("swinv2", "flan-t5")])
@@ -27,7 +24,7 @@ def test_pretrain_build_and_caption(tmp_path, family, language):
     settings = yaml.safe_load(run.read_text())
     settings |= {"preset": str(tmp_path / "preset.yaml"), "start_from": None, "output": str(tmp_path / "run")}
     run.write_text(yaml.safe_dump(settings))
-    finish(start("pretrain", run))
+    here("pretrain", run)
     trained = tmp_path / "run" / "last.safetensors"
 
     pictures = sorted((world() / "data" / "squares" / "images").glob("1*.png"))[:4]
@@ -37,12 +34,8 @@ def test_pretrain_build_and_caption(tmp_path, family, language):
         (folder / picture.name).write_bytes(picture.read_bytes())
     config = tmp_path / "memory.yaml"
     config.write_text(yaml.safe_dump({"folders": ["named"], "preset": str(tmp_path / "preset.yaml")}))
-    command = [sys.executable, REPOSITORY / "memory" / "build.py", config, "--data", tmp_path / "data"]
-    command += ["--output", tmp_path / "memory", "--trained", trained, "--quiet"]
-    paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(list(map(str, command)), env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "4 entries, 4 names" in done.stdout
+    files = ["--output", tmp_path / "memory", "--trained", trained]
+    assert "4 entries, 4 names" in run_recipe(build.main, config, "--data", tmp_path / "data", *files, "--quiet").output
 
     captioner = Captioner.load(tmp_path / "preset.yaml", tmp_path / "memory", trained, device="cpu")
     assert type(captioner.model.language).__name__ == ("EncoderDecoderModel" if language else "LanguageModel")
