@@ -95,9 +95,9 @@ def test_questions_of_one_command_are_answered_as_alone(asked, city):
     alone = [json.loads(run("ask", city, text, "--json", "--quiet").stdout) for text in texts[::2]]
     together = run("ask", city, *texts, "--json", "--quiet", code=1)
     assert "'is it?' names nothing" in together.stderr
-    read = run("ask", city, "-", "--json", "--quiet", code=1, stdin="\n\n".join(texts))
-    for said in (together, read):
-        assert list(map(as_told, jsonl(said.stdout))) == list(map(as_told, alone))
+    assert list(map(as_told, jsonl(together.stdout))) == list(map(as_told, alone))
+    read = run("ask", city, "-", "--json", "--quiet", code=1, stdin="\n\n".join(texts[:2]))
+    assert list(map(as_told, jsonl(read.stdout))) == list(map(as_told, alone[:1]))
 
 
 def test_every_place_is_shown_and_the_best_are_described(analyst, city, monkeypatch):

@@ -153,7 +153,8 @@ def test_a_killed_ray_run_goes_on_to_the_same_keys(tmp_path, two_workers):
     given = [tmp_path / "names.txt", "--images", tmp_path / "photos", "--batch", 1, "--quiet"]
     given += ["--preset", world() / "preset.yaml", "--trained", world() / "start.safetensors", "--output"]
     by_ray = ["memory/rebuild.py", *given, tmp_path / "ray", "--engine", "ray"]
-    cluster = {"RAY_ADDRESS": two_workers.get_runtime_context().gcs_address}
+    cluster = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}  # its authentication, too
+    cluster["RAY_ADDRESS"] = two_workers.get_runtime_context().gcs_address
 
     def done() -> list[int]:
         """Which images have their keys on disk, before there is a memory."""
