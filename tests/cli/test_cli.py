@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_with_resume(photos, signal_number, code):
     command = [sys.executable, FAKE, "caption", *photos, "--batch-size", "1"]
     command += ["--format", "jsonl", "--output", "out.jsonl"]
     Path("out.jsonl").write_text("an older result\n")
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "SECONDS_A_BATCH": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "SECONDS_A_BATCH": "0.7"}
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # started with "&", a shell's child would not
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     part = Path("out.jsonl.part")

@@ -107,8 +107,9 @@ def test_idle_threads_do_not_spin_unless_somebody_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
-@pytest.mark.parametrize("form", ["text", "jsonl", "csv"])
+@pytest.mark.parametrize(
+    ("form", "encoding"), [("text", "latin-1"), ("text", "ascii"), ("jsonl", "ascii"), ("csv", "cp1252"), ("csv", "utf-8")]
+)
 def test_output_in_any_encoding(photos, encoding, form):
     names = ["caf\u00e9.png", "\u72ac.png", os.fsdecode(b"caf\xe9.png")]
     for name, colour in zip(names, COLOURS, strict=False):

@@ -1,10 +1,7 @@
-"""Every recipe as its users start it: a process of its own, which says what the recipe does."""
-
-import os
-import subprocess
-import sys
+"""Every recipe as its users start it: a script that says what the recipe does."""
 
 import pytest
+from forks import Fork
 from places import REPOSITORY
 
 RECIPES = sorted(
@@ -17,7 +14,6 @@ RECIPES = sorted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=str)
-def test_a_recipe_starts(path):
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    told = subprocess.run([sys.executable, path, "--help"], cwd=REPOSITORY, env=variables, capture_output=True, text=True)
-    assert told.returncode == 0 and "Usage: " in told.stdout and not told.stderr, told.stderr
+def test_a_recipe_starts(path, tmp_path):
+    told, complaints = Fork(tmp_path, path, "--help").finish()
+    assert "Usage: " in told and not complaints, complaints

@@ -18,7 +18,7 @@ import torch
 import yaml
 from cli_tools import run_recipe
 from places import REPOSITORY
-from tiny_run import config_for, finish, log, start, world
+from tiny_run import config_for, finish, here, log, start, world
 
 from eval import evaluate
 from evcap.weights.wheels import read_safetensors
@@ -38,7 +38,7 @@ FSDP = {
 @functools.cache
 def alone(recipe: str) -> str:
     """The output of one process that accumulates two batches."""
-    finish(start(recipe, config_for(recipe, f"{recipe}-one", accumulate=2, max_steps=3, validate=6 * (recipe == "pretrain"))))
+    here(recipe, config_for(recipe, f"{recipe}-one", accumulate=2, max_steps=3, validate=6 * (recipe == "pretrain")))
     return f"{recipe}-one"
 
 
