@@ -45,7 +45,7 @@ def shipped_analyst():
 
     opened = Analyst.load()
     preset = opened.captioner.preset
-    opened.captioner.preset = replace(preset, decoding=replace(preset.decoding, beams=2, max_length=8))
+    opened.captioner.preset = replace(preset, decoding=replace(preset.decoding, beams=1, max_length=5))
     return opened
 
 
