@@ -15,7 +15,7 @@ EVERY = 10.0  # seconds between two lines
 LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
-class tqdm(library.tqdm):  # noqa: N801: the library's name, whose arguments it takes
+class tqdm(library.tqdm):  # the name, and the arguments, are the library's
     """The library's bar, which becomes lines where standard error is no terminal: a log is no place for a bar.
 
     What is done before the first ten seconds are over says nothing there. disable: True for neither bar nor lines.
