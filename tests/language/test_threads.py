@@ -8,7 +8,7 @@ from tiny import tiny_language
 
 from evcap.config import DecodingConfig
 
-THREADS, CALLS = 8, 80
+THREADS, CALLS = 8, 200
 LENGTHS = (2, 4, 7, 9)
 
 
