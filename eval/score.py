@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from evcap.cli.console import command
+from evcap.cli.outputs import check_outputs
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import missing_spice, score
 from evcap.evaluation.clip_score import ClipScorer
@@ -38,7 +39,8 @@ class References:
 
     def key_of(self, named: Key) -> Key | None:
         """The id that a prediction means: an id, a number written as text, or a file name. None if there is none."""
-        for key in (named, str(named), int(named) if str(named).isdecimal() else named):
+        number = int(named) if isinstance(named, str) and named.isdecimal() and len(named) < 20 else named
+        for key in (named, str(named), number):
             if key in self.captions:
                 return key
         name = Path(str(named)).name
@@ -52,7 +54,7 @@ def read(path: Path):
         try:
             return json.loads(text)
         except ValueError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
         raise EvcapError(f"{path} is neither JSON nor JSON lines in UTF-8") from None
 
@@ -63,7 +65,7 @@ def read_references(path: Path) -> References:
         if "annotations" in content:
             for image in content.get("images", []):
                 if "file_name" in image:
-                    found.files[image["id"]] = image["file_name"]
+                    found.files[image["id"]] = str(image["file_name"])
             for item in content["annotations"]:
                 found.captions[item["image_id"]].append(str(item["caption"]))
         else:
@@ -75,8 +77,11 @@ def read_references(path: Path) -> References:
 
 
 def read_predictions(path: Path) -> dict[Key, str]:
-    content = read(path)
-    rows = content if isinstance(content, list) else [{"image_id": k, "caption": v} for k, v in dict(content).items()]
+    rows = read(path)
+    if isinstance(rows, dict):  # one line of JSON lines, or {id: caption}
+        rows = [rows] if "caption" in rows else [{"image_id": k, "caption": v} for k, v in rows.items()]
+    if not isinstance(rows, list):
+        raise EvcapError(f"{path}: neither a list of captions nor an object {{id: caption}}")
     predictions: dict[Key, str] = {}
     for number, row in enumerate(rows, 1):
         key = row.get("image_id", row.get("file")) if isinstance(row, dict) else None
@@ -101,6 +106,7 @@ def main(
     """BLEU, METEOR, ROUGE-L, CIDEr, SPICE and CLIPScore of a file of captions, in percent."""
     if (clip is None) != (images is None):
         raise EvcapError("--clip and --images go together: CLIPScore looks at the images")
+    check_outputs({"--output": output}, [predictions, references])
     if spice and (absent := missing_spice(spice)):
         raise EvcapError(absent)
     truth, given = read_references(references), read_predictions(predictions)
@@ -111,14 +117,15 @@ def main(
     said = {keys[named]: caption for named, caption in given.items()}
     if len(said) < len(given):
         raise EvcapError(f"{predictions}: {len(given) - len(said)} images have two predictions, under an id and a file name")
+    scorer = ClipScorer(clip) if clip else None
     scores = score(said, truth.captions, spice)
-    if clip:
+    if scorer:
         files = {key: images / truth.files.get(key, str(key)) for key in said}
-        scores |= ClipScorer(clip).score(said, truth.captions, files)
+        scores |= scorer.score(said, truth.captions, files)
     about = {"scores": scores, "images": len(said), "references_left_out": len(truth.captions) - len(said)}
+    print(json.dumps(about))
     if output:
         write_text(output, json.dumps(about, indent=1) + "\n")
-    print(json.dumps(about))
 
 
 if __name__ == "__main__":

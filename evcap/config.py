@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -190,18 +191,31 @@ def _layers(name_or_path: str | Path) -> list[tuple[Path, dict]]:
     while base is not None:
         if file and not (isinstance(base, str) and base):
             raise EvcapError(f"{file}: base: expected the name or the path of a preset, found {brief(base)}")
+        if "\0" in str(base):
+            raise EvcapError(f"{brief(str(base))} is no path of a preset")
         found = preset_path(base)
         found = file.parent / found if file and found.parent != PRESET_FOLDER else found
-        if any(found.resolve() == other.resolve() for other, _ in layers):
+        if any(os.path.realpath(found) == os.path.realpath(other) for other, _ in layers):
             raise EvcapError(f"{file}: base: {brief(base)} is based on this preset itself")
         file, settings = found, read_yaml(found)
         if not isinstance(settings, dict):
             raise EvcapError(f"{file}: expected settings as key: value, found {type(settings).__name__}")
         base = settings.pop("base", None)
         if layers and isinstance(settings.get("assets"), str):  # which is relative to the file that says so
-            settings["assets"] = str((file.parent / settings["assets"]).resolve())
+            settings["assets"] = str(file.parent.absolute() / settings["assets"])
         layers.append((file, settings))
     return layers
+
+
+def _over(beneath: dict, above: dict) -> dict:
+    """As `overlaid`; but a tower of another kind or source has none of the sizes beneath, a generator of another kind none
+    of the prompts."""
+    told = {"vision": ("kind", "source"), "generator": ("kind",)}
+    for part, keys in told.items():
+        old, new = beneath.get(part), above.get(part)
+        if isinstance(old, dict) and isinstance(new, dict) and any(new.get(k, old.get(k)) != old.get(k) for k in keys):
+            beneath = {name: value for name, value in beneath.items() if name != part}
+    return overlaid(beneath, above)
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
@@ -211,7 +225,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     The sizes of a tower of transformers are read from where it lies. Raises EvcapError with one line.
     """
     layers = _layers(name_or_path)
-    preset = from_dict(Preset, reduce(overlaid, (settings for _, settings in reversed(layers))), str(layers[0][0]))
+    preset = from_dict(Preset, reduce(_over, (settings for _, settings in reversed(layers))), str(layers[0][0]))
     vision = preset.vision
     if (vision.kind == "transformers") != bool(vision.source):
         raise EvcapError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
 
 Share = tuple[int, int]  # (this process, number of processes): each computes its share of the batches
 ALONE: Share = (0, 1)
+FILES = re.compile(r"[0-9a-f]{16}\.(f16|rows)")
+
+
+def remove_rows(folder: str | Path) -> None:
+    """Delete the row stores of a folder, and the folder unless something else is in it."""
+    for path in Path(folder).glob("*"):
+        if FILES.fullmatch(path.name):
+            path.unlink()
+    with suppress(OSError):
+        Path(folder).rmdir()
 
 
 class RowStore:

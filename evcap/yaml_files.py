@@ -62,9 +62,12 @@ def read_yaml(path: str | Path):
 
 
 def overlaid(beneath: dict, above: dict) -> dict:
-    """The settings of one file over those of another: key by key, also within parts; anything else is replaced."""
+    """The settings of one file over those of another: key by key, also within parts; anything else is replaced.
+
+    Parts within parts are replaced too: aliases can make any depth of them.
+    """
     parts = [key for key in above if isinstance(above[key], dict) and isinstance(beneath.get(key), dict)]
-    return beneath | above | {key: overlaid(beneath[key], above[key]) for key in parts}
+    return beneath | above | {key: beneath[key] | above[key] for key in parts}
 
 
 def _load(text: str):

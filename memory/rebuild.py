@@ -10,7 +10,6 @@ name; one that has neither is drawn. --extend adds to a memory the names it lack
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import clean_name
+from evcap.row_store import remove_rows
 
 Vocabulary = dict[str, set[str]]  # each name that is said, with all names that mean it
 
@@ -132,7 +132,7 @@ def main(
         some = ", ".join(list(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvcapError(f"there is nothing for {some}: give images (--images) or let them be drawn (--diffusion)")
     memory.save(folder, shown(quiet))
-    shutil.rmtree(work / "keys", ignore_errors=True)
+    remove_rows(work / "keys")
     with suppress(OSError):  # drawings stay
         work.rmdir()
 

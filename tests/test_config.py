@@ -7,10 +7,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_towers import MEAN, STD, tower_folder
 
 from evcap.config import (
     PRESET_FOLDER,
     DecodingConfig,
+    GeneratorConfig,
     LanguageConfig,
     Preset,
     QFormerConfig,
@@ -234,3 +236,29 @@ def test_any_misspelt_key_is_refused(cls, data):
     values[key + "s"] = values.pop(key)
     with pytest.raises(EvcapError, match=f"^settings: unknown key '{key}s'"):
         from_dict(cls, values, "settings")
+
+
+def test_a_tower_of_another_kind_or_source_has_nothing_of_its_base(tmp_path):
+    folder = tower_folder(tmp_path / "tower", "vit")
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: embedded\nvision: {{kind: transformers, source: {folder}}}\n")
+    vision = load_preset(path).vision
+    assert (vision.image_size, vision.width, vision.tokens, vision.mean, vision.std) == (64, 24, 17, MEAN, STD)
+    (tmp_path / "b.yaml").write_text(
+        "base: embedded\ngenerator: {kind: endpoint, source: 'http://h/v1', model: m, prompt: Look}"
+    )
+    path.write_text("base: b.yaml\ngenerator: {kind: evcap}")
+    assert load_preset(path).generator == GeneratorConfig()
+    path.write_text("base: b.yaml\ngenerator: {model: other}")
+    assert load_preset(path).generator == GeneratorConfig("endpoint", "http://h/v1", "other", "Look")
+
+
+def test_bases_that_are_no_settings(tmp_path):
+    path = tmp_path / "mine.yaml"
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "holds-itself.yaml").write_text("base: embedded\nvision: &a {x: *a}")
+    for text in ('base: "a\\0.yaml"', "base: loop.yaml", "base: holds-itself.yaml\nvision: &a {x: *a}"):
+        path.write_text(text)
+        with pytest.raises(EvcapError) as told:
+            load_preset(path)
+        assert "\n" not in str(told.value)

@@ -166,7 +166,7 @@ def main(
     data: DataFolder,
     quiet: NoBars = False,
 ) -> None:
-    """Pretrain the image Q-Former of the embedded preset."""
+    """Pretrain the image Q-Former of a preset."""
     config = load_yaml(config_path, Config)
     loop = TrainingLoop(config, shown(quiet), tell)
     accelerator, progress = loop.accelerator, loop.progress

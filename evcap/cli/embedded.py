@@ -17,6 +17,7 @@ from evcap.errors import EvcapError
 from evcap.files import encoded, replacing
 
 DESCRIPTION = 0x010E  # EXIF tag ImageDescription
+TEXTS = (2, 129)  # EXIF types: ASCII, and UTF-8 of EXIF 3
 MARK = b"Exif\0\0"
 MOST_JPEG = 65_533  # bytes in a JPEG segment
 PNG_SIGN = b"\x89PNG\r\n\x1a\n"
@@ -99,7 +100,9 @@ def _description(block: bytes) -> bytes:
     order, entries, _ = _entries(block)
     for entry in entries:
         tag, kind, count, place = struct.unpack(order + "HHII", entry)
-        if tag == DESCRIPTION and kind == 2:
+        if tag == DESCRIPTION and kind not in TEXTS:
+            raise ValueError(f"its description is of type {kind}, no text")
+        if tag == DESCRIPTION:
             return (entry[8 : 8 + count] if count <= 4 else block[place : place + count]).split(b"\0")[0]
     return b""
 
@@ -195,10 +198,14 @@ class _Png:
 
 class _WebP:
     @staticmethod
-    def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    def _end(data: bytes) -> int:
+        """Where the image ends; other things may follow."""
+        return min(8 + struct.unpack_from("<I", data, 4)[0], len(data))
+
+    @classmethod
+    def chunks(cls, data: bytes) -> list[tuple[bytes, bytes]]:
         """(kind, content) of the chunks."""
-        (length,) = struct.unpack_from("<I", data, 4)
-        at, end, found = 12, min(8 + length, len(data)), []
+        at, end, found = 12, cls._end(data), []
         while at + 8 <= end:
             kind, size = struct.unpack_from("<4sI", data, at)
             if at + 8 + size > end:
@@ -221,7 +228,7 @@ class _WebP:
         at = next((number for number, (kind, _) in enumerate(chunks) if kind == b"XMP "), len(chunks))  # XMP comes last
         chunks = [(b"VP8X", head), *chunks[1:at], (b"EXIF", block), *chunks[at:]]
         body = b"".join(kind + struct.pack("<I", len(c)) + c + bytes(len(c) % 2) for kind, c in chunks)
-        return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+        return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body + data[cls._end(data) :]
 
     @staticmethod
     def _extended(kind: bytes, content: bytes) -> bytes:

@@ -91,7 +91,7 @@ def info(memory: Which = None) -> None:
 @memory_app.command("list")
 @command
 def list_names(
-    memory: Which = None, form: Annotated[ListFormat, typer.Option("--format", help="How.")] = ListFormat.text
+    memory: Which = None, form: Annotated[ListFormat, typer.Option("--format", help="How to write.")] = ListFormat.text
 ) -> None:
     """All names with the number of their entries, in alphabetical order."""
     for name, count in sorted(_open(memory).counts().items()):

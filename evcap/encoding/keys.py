@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from evcap.images.opening import ImageError
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_encoder
 from evcap.progress import Progress, silent
-from evcap.row_store import RowStore
+from evcap.row_store import RowStore, remove_rows
 from evcap.runtime import pick_device
 
 BATCHES_A_TASK = 64  # at most; Ray's bookkeeping is per task, and what a task did is on disk only when all of it is done
@@ -145,7 +144,7 @@ def save_memory(
     encoded = encode_keys(encoder, items, part, batch, engine, progress)
     memory = VisualNameMemory.build(encoded.keys, *columns(encoded.items), encoder.fingerprint)
     memory.save(output, progress)
-    shutil.rmtree(part)
+    remove_rows(part)
     return memory, encoded.failures
 
 

@@ -38,7 +38,7 @@ class Blip2Generator:
         self.source = local_or_hub(config.source or preset.language.kind)
         dtype = tower_dtype(True, device)
         with opened(f"BLIP-2 '{self.source}'"):
-            whole = AutoConfig.from_pretrained(self.source)
+            whole = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
             self._check(whole, preset)
             text = whole.text_config
             self._continues = bool(whole.use_decoder_only_language_model)  # OPT; T5 writes behind a text it has read
@@ -47,7 +47,7 @@ class Blip2Generator:
             model, found = kind.from_pretrained(
                 self.source, config=text, key_mapping=BEHIND_IMAGE, dtype=dtype, output_loading_info=True, **settings
             )
-            self._tokenizer = AutoTokenizer.from_pretrained(self.source)
+            self._tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         if found["missing_keys"]:
             raise EvcapError(f"BLIP-2 '{self.source}' lacks tensors of its language model: {min(found['missing_keys'])}")
         model.generation_config = GenerationConfig.from_model_config(text)  # the folder's own is that of the whole

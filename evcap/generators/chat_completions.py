@@ -5,14 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from evcap.errors import EvcapError
+from evcap.text_files import one_line
 
 T = TypeVar("T")
 LONGEST_REPLY = 1 << 20  # bytes of an endpoint's answer
@@ -39,7 +40,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, tries: int = 3):
-        if not re.match(r"https?://[^/\s]+[^\s]*$", url, re.IGNORECASE):
+        if not _is_address(url):
             raise EvcapError(f"'{url}' is no address of an endpoint; it looks like http://localhost:8000/v1")
         key = (os.environ.get("OPENAI_API_KEY", "") if key is None else key).strip()
         if not (key.isascii() and key.isprintable()):
@@ -72,9 +73,10 @@ class Endpoint:
             answer = self._post(urllib.request.Request(self.url, json.dumps(body).encode(), headers))
         except urllib.error.HTTPError as error:
             if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise Failed(f"answered {error.code} {error.reason}") from None
+                raise Failed(one_line(f"answered {error.code} {error.reason}")) from None
             hint = "the key (OPENAI_API_KEY)" if error.code in (401, 403) else f"the address and the model '{self.model}'"
-            raise Refused(f"{self.url} refuses: {error.code} {error.reason}; check {hint}", error.code) from None
+            reason = one_line(f"{error.code} {error.reason}")
+            raise Refused(f"{self.url} refuses: {reason}; check {hint}", error.code) from None
         except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError around another
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
@@ -98,6 +100,17 @@ class Endpoint:
                 if monotonic() > deadline:  # the socket's own timeout starts again with every byte
                     raise TimeoutError
         return answer
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is an http(s) address to which a path can be added."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and ".." not in parts.hostname and parts.port != 0
+    except ValueError:  # brackets that are not closed, a port that is no number
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url and not parts.query and not parts.fragment
+    return named and plain and parts.scheme in ("http", "https")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -48,8 +49,6 @@ class EndpointGenerator:
             except Failed as error:
                 return EvcapError(str(error))
             except Refused as error:
-                if error.status not in OF_THE_IMAGE:
-                    raise
                 return error
 
         pool = ThreadPoolExecutor(AT_ONCE)
@@ -57,7 +56,10 @@ class EndpointGenerator:
             replies = list(pool.map(described, shown))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        if any(isinstance(reply, Exception) for reply in replies):
+        failed = [reply for reply in replies if isinstance(reply, Exception)]
+        if len(failed) == len(replies) and isinstance(failed[0], Refused) and failed[0].status not in OF_THE_IMAGE:
+            raise failed[0]  # all others would be refused, too
+        if failed:
             raise Unanswered(replies)
         return replies
 
@@ -82,7 +84,12 @@ class EndpointGenerator:
 
     def _said(self, parts: Sequence[Part], new_tokens: int, temperature: float = 0.0) -> str:
         settings = {"temperature": temperature, "max_tokens": new_tokens}
-        return self._endpoint.ask(_messages(parts), lambda reply: " ".join(reply.split()), "said nothing", **settings)
+        return self._endpoint.ask(_messages(parts), printable, "said nothing", **settings)
+
+
+def printable(reply: str) -> str:
+    """A reply in one line, without what controls a terminal and without halves of characters."""
+    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in reply).split())
 
 
 def _messages(parts: Sequence[Part]) -> list[dict]:

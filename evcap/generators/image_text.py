@@ -32,9 +32,10 @@ class ImageTextGenerator:
         self.source = local_or_hub(config.source)
         settings = {} if device.type == "cpu" else {"device_map": {"": device}}
         with opened(f"image-text model '{self.source}'"):
-            self._processor = AutoProcessor.from_pretrained(self.source)
+            self._processor = AutoProcessor.from_pretrained(self.source, trust_remote_code=False)
             dtype = language_dtype("bfloat16", device)
-            model = AutoModelForImageTextToText.from_pretrained(self.source, dtype=dtype, **settings)
+            settings |= {"dtype": dtype, "trust_remote_code": False}
+            model = AutoModelForImageTextToText.from_pretrained(self.source, **settings)
         if not getattr(self._processor, "chat_template", None):
             raise EvcapError(f"'{self.source}' has no chat template: a model that was taught to chat is needed")
         self._model = model.eval().requires_grad_(False)

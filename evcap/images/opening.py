@@ -168,7 +168,7 @@ NEEDS_UHR = "a raster, which is read with rasterio: pip install 'evcap[uhr]'"
 def _head(path: Path) -> bytes:
     """The first bytes of a file. Raises ImageError for what is none."""
     if path.is_dir():
-        raise ImageError(f"{path}: a folder without images that can be read; name an image")
+        raise ImageError(f"{path}: a folder, in which no image was found or looked for; name images")
     if not path.exists():
         raise ImageError(f"{path}: there is no such file")
     if not path.is_file():

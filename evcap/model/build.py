@@ -56,8 +56,8 @@ def build_language(config: LanguageConfig, precision: str, device: torch.device,
     try:
         with without_reports():  # of Flan-T5 it would say that its config, which cannot say otherwise, is wrong
             kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-            llm, loaded = kind.from_pretrained(folder, output_loading_info=True, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+            llm, loaded = kind.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ImportError) as error:
         raise EvcapError(f"language model '{folder}' cannot be opened: {_first_sentence(error)}") from None
     if missing := sorted(loaded["missing_keys"]):

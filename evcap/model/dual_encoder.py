@@ -26,8 +26,8 @@ class DualEncoder:
 
         source, self.device = local_or_hub(source), device or pick_device()
         with opened(f"CLIP '{source}'"):
-            model = AutoModel.from_pretrained(source, dtype=tower_dtype(True, self.device))
-            self._processor = AutoProcessor.from_pretrained(source)
+            model = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=tower_dtype(True, self.device))
+            self._processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if not hasattr(model, "get_text_features"):
             raise EvcapError(f"'{source}' is no CLIP or SigLIP: it has no text side")
         self._model = model.to(self.device).eval()

@@ -52,7 +52,8 @@ class RunFolder:
             with self._log.open("a") as file:
                 file.write("\n")
         recorded = self.folder / "settings.json"
-        if not recorded.exists():
+        begun = self._log.exists() or (self.folder / "checkpoint").exists()
+        if not (recorded.exists() and begun):
             write_text(recorded, json.dumps(settings, indent=1))
         elif json.loads(recorded.read_text()) != settings:
             raise EvcapError(f"{self.folder} holds a run with other settings; choose another output folder or delete it")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evcap.errors import EvcapError
+from evcap.text_files import one_line
 from evcap.weights.sources import local_or_hub
 
 PLAIN = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}  # of a processor that does not normalise
@@ -82,6 +83,15 @@ def tower_settings(
     The result is those of VisionConfig; patch_size is the pixels of a side of what one patch token stands for. Raises
     EvcapError for a folder that is no known tower, and for sizes that do not go together.
     """
+    try:
+        return _told(source, image_size, width, tokens, mean, std)
+    except EvcapError:
+        raise
+    except Exception as error:  # of a folder that holds anything, transformers and torch have exceptions of their own
+        raise EvcapError(f"image tower '{source}' cannot be opened: {one_line(error)}") from None
+
+
+def _told(source, image_size, width, tokens, mean, std) -> dict[str, Any]:
     config = read_config(source)
     family, processor = FAMILIES[config.model_type], _processor(source)
     own = _side(getattr(config, "image_size", None) or 0, source)

@@ -1,6 +1,7 @@
 """Bad input at the command line: one clear line each, exit code not zero, and the rest of the batch is done."""
 
 import os
+import shlex
 import struct
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def wrecks(photos) -> dict[str, str]:
         "empty.png": "0 bytes",
         "bomb.gif": "megapixels",
         "cut.jpg": "cut short",
-        "none": "a folder without images",
+        "none": "a folder, in which no image was found",
         "missing.jpg": "no such file",
     }
 
@@ -272,3 +273,15 @@ def test_odd_pictures_get_sensible_captions(captioner, photos, examples, monkeyp
     assert "skateboard" in plain and "skateboard" in cmyk and "skateboard" in turned
     assert alpha == plain and deep == grey  # the same pixels
     assert all(line["caption"] and line["error"] is None for line in lines)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-"])
+def test_streams_that_are_closed(photos, closed):
+    """The file of results is written all the same."""
+    code = "import cli_tools, evcap; evcap.load = lambda *_, **__: cli_tools.FakeCaptioner()"
+    code += "; from evcap.__main__ import main; main()"
+    command = f"{sys.executable} -c {shlex.quote(code)} caption p0.png --format jsonl --output out.jsonl {closed}"
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"}
+    result = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert jsonl(Path("out.jsonl").read_text())[0]["error"] is None

@@ -138,3 +138,31 @@ def test_through_the_command(fake, photos):
     assert "a.gif: captions can be written into JPEG, PNG and WebP files only" in told
     assert "1 text was there before and was kept" in run("caption", "p1.png", "--embed", "--quiet").stderr
     assert Path("p1.png").read_bytes().count(b"eXIf") == 1
+
+
+def test_descriptions_of_other_types(tmp_path, noise):
+    """UTF-8, which EXIF 3 knows, is kept; what is no text is not touched."""
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[DESCRIPTION] = "by me"
+    noise.convert("RGB").save(path, exif=exif)
+    whole = path.read_bytes()
+    entry = next(e for e in (b"\x0e\x01\x02\0", b"\x01\x0e\0\x02") if e in whole)
+    for kind, fails in ((129, False), (7, True)):
+        path.write_bytes(whole.replace(entry, entry.replace(b"\x02", bytes([kind])), 1))
+        before = path.read_bytes()
+        if fails:
+            with pytest.raises(EvcapError, match="its description is of type 7"):
+                embed(path, ["a dog"], Existing.keep)
+        else:
+            assert not embed(path, ["a dog"], Existing.keep)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_what_follows_the_image_stays(tmp_path, noise, name):
+    path = tmp_path / name
+    noise.convert("RGB").save(path)
+    path.write_bytes(path.read_bytes() + b"TRAILER")
+    assert embed(path, ["a dog"], Existing.keep)
+    assert path.read_bytes().endswith(b"TRAILER") and description(path) == "a dog"

@@ -179,3 +179,31 @@ def test_a_letter_is_read(endpoint, reply, place):
     else:
         with pytest.raises(EvcapError, match="did not answer with a letter from A to D"):
             generator.pick(["which?"], 4)
+
+
+def test_replies_control_no_terminal(here, endpoint, photos):
+    endpoint.script = [said("\u001b[2J\u001b]0;owned\u0007 hi\u0000there \udc80caf\u00e9")]
+    (row,) = jsonl(run("caption", photos[0], *here).stdout)
+    assert row["caption"] == "[2J ]0;owned hi there caf\u00e9"
+
+
+def test_what_was_answered_before_a_refusal_is_kept(here, endpoint, photos):
+    def by_turn(handler):
+        (image,), _ = shown(endpoint.seen[-1][2])
+        status, text = said("fine") if image.getpixel((5, 5))[0] > 200 else (401, "no")
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text.encode())
+
+    endpoint.script = [by_turn]
+    rows = jsonl(run("caption", *photos, *here, "--batch-size", 5, code=1).stdout)
+    assert rows[0]["caption"] == "fine" and "refuses: 401" in rows[1]["error"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/v1", "http://a..b/v1", "http://h/v\u00fc", "http://h:99999/v1", "http://h/v1?x=1", "http:///v1"]
+)
+def test_addresses_of_nothing(url):
+    with pytest.raises(EvcapError, match="is no address of an endpoint"):
+        EndpointGenerator(GeneratorConfig("endpoint", url, "m"))

@@ -158,3 +158,14 @@ def test_a_model_that_cannot_be_opened_is_one_line(tmp_path, folder):
     with pytest.raises(EvcapError, match="cannot be opened") as told:
         ImageTextGenerator(GeneratorConfig("image-text", str(tmp_path)), torch.device("cpu"))
     assert "\n" not in str(told.value)
+
+
+def test_code_in_a_folder_is_not_run(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks whether to run it"))
+    classes = {"AutoConfig": "evil.Evil", "AutoProcessor": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "chat_template.jinja").write_text("x")
+    with pytest.raises(EvcapError, match="cannot be opened"):
+        ImageTextGenerator(chosen(load_preset("embedded"), str(tmp_path)), torch.device("cpu"))
+    assert capfd.readouterr().out == ""

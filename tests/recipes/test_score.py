@@ -94,9 +94,30 @@ def test_clip_scores_by_their_formula(files, clip, without_meteor):
         ('[{"image_id": 1, "caption": "x"}, {"file": "0001.png", "caption": "y"}]', "1 images have two predictions"),
         ("[1, 2", "neither JSON nor JSON lines"),
         ("[]", "nothing to score"),
+        ("5", "neither a list of captions nor an object"),
+        ("null", "neither a list of captions nor an object"),
+        ('[{"image_id": "' + 5000 * "1" + '", "caption": "x"}]', "1 of 1 predictions have no reference"),
     ],
 )
 def test_bad_input_is_one_line(files, said, line):
     (files / "said.json").write_text(said)
     written = run(files / "said.json", files / "truth.json", code=1)
     assert re.search(line, written) and written.count("\n") == 1
+
+
+def test_one_line_of_evcap_caption(files, without_meteor):
+    """And captions with what some take for the end of a line."""
+    (files / "said.jsonl").write_text(json.dumps({"file": "elsewhere/0001.png", "caption": SAID[1]}) + "\n")
+    assert json.loads(run(files / "said.jsonl", files / "truth.json"))["images"] == 1
+    lines = [json.dumps({"image_id": key, "caption": "a\u2028dog\u0085"}, ensure_ascii=False) for key in SAID]
+    (files / "said.jsonl").write_text("\n".join(lines))
+    assert json.loads(run(files / "said.jsonl", files / "truth.json"))["images"] == 3
+
+
+def test_the_output_replaces_nothing_that_is_no_result(files, without_meteor):
+    (files / "said.json").write_text(json.dumps({str(key): text for key, text in SAID.items()}))
+    photo = files / "photos" / "0001.png"
+    for output in (files / "truth.json", files / "said.json", photo, files / "none" / "x.json"):
+        before = output.read_bytes() if output.exists() else None
+        assert run(files / "said.json", files / "truth.json", "--output", output, code=1).count("\n") == 1
+        assert (output.read_bytes() if output.exists() else None) == before

@@ -262,3 +262,12 @@ def test_settings_of_a_run_are_kept():
     straight("train")
     kept = json.loads((world() / "train-straight" / "settings.json").read_text())
     assert kept["seed"] == 3 and kept["sets"] == ["squares"]
+
+
+def test_settings_of_a_run_that_never_began_can_be_corrected(tmp_path):
+    RunFolder(tmp_path, {"preset": "wrong"})
+    run = RunFolder(tmp_path, {"preset": "right"})
+    run.record(step=0, loss=1.0)
+    with pytest.raises(EvcapError, match="holds a run with other settings"):
+        RunFolder(tmp_path, {"preset": "wrong"})
+    RunFolder(tmp_path, {"preset": "right"})

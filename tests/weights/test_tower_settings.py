@@ -98,3 +98,38 @@ def test_folders_that_are_no_tower(folders, tmp_path):
     with pytest.raises(EvcapError, match="no preprocessor_config.json with image_mean: set vision.mean, three numbers"):
         settings_of(bare)
     assert settings_of(bare, mean=MEAN, std=STD).mean == MEAN
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "x"},
+        {"patch_size": 0},
+        {"patch_size": None},
+        {"image_size": "64"},
+    ],
+)
+def test_a_config_that_means_nothing(folders, tmp_path, changes):
+    folder = shutil.copytree(folders["vit"], tmp_path / "tower")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | changes))
+    with pytest.raises(EvcapError, match="image tower") as error:
+        settings_of(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_config_of_many_levels(folders, tmp_path, file):
+    folder = shutil.copytree(folders["vit"], tmp_path / "tower")
+    (folder / file).write_text('{"a": ' + "[" * 20_000 + "]" * 20_000 + "}")
+    with pytest.raises(EvcapError, match="image tower"):
+        settings_of(folder)
+
+
+@pytest.mark.parametrize("processor", [{"size": {"height": [1], "width": [2]}}, {"image_mean": [10**400, 0, 0]}])
+def test_a_processor_that_means_nothing(folders, tmp_path, processor):
+    folder = shutil.copytree(folders["vit"], tmp_path / "tower")
+    written = {"image_mean": MEAN, "image_std": STD} | processor
+    (folder / "preprocessor_config.json").write_text(json.dumps(written))
+    with pytest.raises(EvcapError, match="image tower"):
+        settings_of(folder)
