@@ -53,7 +53,7 @@ def wrecks(photos) -> dict[str, str]:
         "empty.png": "0 bytes",
         "bomb.gif": "megapixels",
         "cut.jpg": "cut short",
-        "none": "a folder, in which no image was found",
+        "none": "a folder, in which no image",
         "missing.jpg": "no such file",
     }
 

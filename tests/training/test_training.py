@@ -89,13 +89,6 @@ def test_a_save_that_died_between_its_files_resumes_from_the_one_before(tmp_path
     assert [p.name for p in (tmp_path / "checkpoint").glob("model-*")] == ["model-3.safetensors"]
 
 
-def test_other_settings_are_refused(tmp_path):
-    RunFolder(tmp_path, {"seed": 0})
-    RunFolder(tmp_path, {"seed": 0})
-    with pytest.raises(EvcapError, match="other settings"):
-        RunFolder(tmp_path, {"seed": 1})
-
-
 def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def die(*args):
         raise KeyboardInterrupt
