@@ -35,8 +35,8 @@ SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing 
 CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
 UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # images too large to open; the words of a question
 HEIC = ["pillow-heif>=1.1"]  # photos of telephones
-TESTS = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "pyogrio>=0.10", "shapely>=2"]  # the last two read GeoJSON
-DEV = [*TESTS, "ruff>=0.12"]
+# pyogrio and shapely read GeoJSON
+DEV = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "ruff>=0.12", "pyogrio>=0.10", "shapely>=2"]
 
 setup(
     name="evcap",

@@ -102,6 +102,15 @@ def two_workers():
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A folder with a random tower of each family that is read."""
+    from tiny_towers import FAMILIES, tower_folder
+
+    root = tmp_path_factory.mktemp("towers")
+    return {family: tower_folder(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
 def clip(tmp_path_factory):
     """A folder with a random CLIP for images of 32 pixels, its tokenizer and its image processor."""
     import torch

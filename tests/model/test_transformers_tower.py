@@ -22,12 +22,6 @@ from evcap.model.transformers_tower import open_tower
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("towers")
-    return {family: tower_folder(root / family, family) for family in FAMILIES}
-
-
 def whole_model(folder):
     """As the library opens the folder: the whole CLIP, BLIP-2, ..."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]

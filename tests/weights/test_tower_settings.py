@@ -6,18 +6,12 @@ import shutil
 import pytest
 import torch
 import transformers as t
-from tiny_towers import FAMILIES, MEAN, STD, pixels, settings_of, tower_folder
+from tiny_towers import MEAN, STD, pixels, settings_of
 
 from evcap.errors import EvcapError
 from evcap.model.transformers_tower import open_tower
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("towers")
-    return {family: tower_folder(root / family, family) for family in FAMILIES}
 
 
 def test_sizes_come_from_the_folder(folders):
