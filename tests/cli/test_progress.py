@@ -93,14 +93,16 @@ def test_control_c_while_importing_is_one_line(tmp_path, module):
     assert (shown.returncode, shown.stdout, shown.stderr) == (130, "", "evcap: interrupted\n")
 
 
-def test_idle_threads_do_not_spin_unless_somebody_says_so():
+def test_idle_threads_spin_briefly_unless_somebody_says_how():
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     program = (
-        "import os, evcap.cli.app as a, evcap.__main__ as m; a.app = lambda: print(os.environ['OMP_WAIT_POLICY']); m.main()"
+        f"import os, evcap.cli.app as a, evcap.__main__ as m; a.app = lambda: print(*map(os.environ.get, {names})); m.main()"
     )
-    for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
-        environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_WAIT_POLICY"} | given
+    said = {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "0"}
+    for given, expected in ({}, "None 3000"), (said[0], "ACTIVE None"), (said[1], "None 0"):
+        environment = {key: value for key, value in ENVIRONMENT.items() if key not in names} | given
         shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-        assert shown.stdout == f"{policy}\n", shown.stderr
+        assert shown.stdout == f"{expected}\n", shown.stderr
 
 
 # encodings
