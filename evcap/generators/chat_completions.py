@@ -72,10 +72,10 @@ class Endpoint:
         try:
             answer = self._post(urllib.request.Request(self.url, json.dumps(body).encode(), headers))
         except urllib.error.HTTPError as error:
-            if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise Failed(one_line(f"answered {error.code} {error.reason}")) from None
-            hint = "the key (OPENAI_API_KEY)" if error.code in (401, 403) else f"the address and the model '{self.model}'"
             reason = one_line(f"{error.code} {error.reason}")
+            if error.code in (408, 409, 425, 429) or error.code >= 500:
+                raise Failed(f"answered {reason}") from None
+            hint = "the key (OPENAI_API_KEY)" if error.code in (401, 403) else f"the address and the model '{self.model}'"
             raise Refused(f"{self.url} refuses: {reason}; check {hint}", error.code) from None
         except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError around another
             reason = getattr(error, "reason", error)
