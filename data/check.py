@@ -18,6 +18,7 @@ from rich.table import Table
 from evcap.cli.console import command
 from evcap.datasets.benchmarks import BENCHMARKS
 from evcap.datasets.coco import CaptionedImage, read_coco_captions, read_instances
+from evcap.datasets.phrases import read_class_boxes, read_phrases
 from evcap.errors import EvcapError
 from evcap.images.opening import open_image
 
@@ -26,10 +27,16 @@ SPLITS = {
     "flickr8k": {"train": 6000, "val": 1000, "test": 500},
     "ucm": {"train": 1680, "val": 210},
     "coco": {"train": 80, "val": 40},
+    "coco_plus": {"train": 2088, "val": 241, "test": 171},
 }
 # Scores on other photos than a benchmark has could not be compared. One may be converted for a single split.
 SETS = SPLITS | {name: {split: s.pictures for split, s in splits.items()} for name, splits in BENCHMARKS.items()}
-WITH_OBJECTS = {"coco"}  # sets that also have instances_SPLIT.json
+# sets that also have boxes or phrases: their file of a split below DATA, and its reader
+WITH_OBJECTS = {
+    "flickr8k": ("flickr_entities/entities_{}.json", read_phrases),
+    "coco": ("coco/instances_{}.json", read_instances),
+    "coco_plus": ("coco_plus/boxes_{}.json", read_class_boxes),
+}
 WITHOUT_CAPTIONS = {("nocaps", "test")}
 console = Console()
 
@@ -61,7 +68,9 @@ def check_split(data: Path, name: str, split: str, seen: dict[Path, str]) -> tup
         captioned = (name, split) not in WITHOUT_CAPTIONS
         images = read_coco_captions(folder / f"captions_{split}.json", folder / "images", captioned)
         if name in WITH_OBJECTS:
-            objects = read_instances(folder / f"instances_{split}.json", folder / "images")
+            file, read = WITH_OBJECTS[name]
+            if (data / file.format(split)).is_file():
+                objects = read(data / file.format(split), folder / "images")
         if name in BENCHMARKS and len(images) != reference:
             found.append(f"there are {len(images):,} photos, the benchmark has {reference:,}")
     except EvcapError as error:

@@ -49,7 +49,7 @@ def read_coco_captions(json_path: str | Path, images_dir: str | Path, captioned:
     """
     json_path, folder = Path(json_path), Path(images_dir)
     data = read_lists(json_path, ("images", "annotations"))
-    paths = _image_paths(json_path, data, folder)
+    paths = image_paths(json_path, data, folder)
     captions = defaultdict(list)
     pairs = read_items(json_path, data, "annotations", lambda a: (typed(a, "image_id", int), typed(a, "caption", str)))
     for key, text in pairs:
@@ -72,14 +72,14 @@ def read_instances(json_path: str | Path, images_dir: str | Path) -> list[Instan
     """
     json_path, folder = Path(json_path), Path(images_dir)
     data = read_lists(json_path, ("images", "annotations", "categories"))
-    paths = _image_paths(json_path, data, folder)
+    paths = image_paths(json_path, data, folder)
     names = dict(read_items(json_path, data, "categories", lambda c: (typed(c, "id", int), typed(c, "name", str))))
 
     def read(a: dict) -> Instance:
         image, category = a["image_id"], a["category_id"]
         if image not in paths or category not in names:
             raise ValueError(f"image_id {brief(image)} or category_id {brief(category)} is not in this file")
-        box = _corners(a["bbox"])
+        box = corners(a["bbox"])
         area = float(a.get("area", (box[2] - box[0]) * (box[3] - box[1])))
         return Instance(image, paths[image], names[category], box, area, bool(a.get("iscrowd")))
 
@@ -134,10 +134,10 @@ def _lvis_path(image: dict, folder: Path) -> Path:
 
 
 def _lvis_instance(a: dict, path: Path, name: str) -> Instance:
-    return Instance(a["image_id"], path, name, _corners(a["bbox"]), float(a["area"]), False)
+    return Instance(a["image_id"], path, name, corners(a["bbox"]), float(a["area"]), False)
 
 
-def _corners(bbox) -> tuple[float, float, float, float]:
+def corners(bbox) -> tuple[float, float, float, float]:
     """(x1,y1,x2,y2) of x, y, width and height. Raises TypeError or ValueError for anything but four finite numbers."""
     x, y, width, height = map(float, bbox)
     box = (x, y, x + width, y + height)
@@ -168,7 +168,7 @@ def read_vocabulary(path: str | Path) -> dict[str, set[str]]:
     return vocabulary
 
 
-def _image_paths(path: Path, data: dict, folder: Path) -> dict[int, Path]:
+def image_paths(path: Path, data: dict, folder: Path) -> dict[int, Path]:
     images = read_items(path, data, "images", lambda i: (typed(i, "id", int), folder / typed(i, "file_name", str)))
     counts = Counter(key for key, _ in images)
     refuse(path, "image ids stand more than once", [key for key, count in counts.items() if count > 1])
