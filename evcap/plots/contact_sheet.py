@@ -1,4 +1,4 @@
-"""An image of a scored run: its best, median and worst captions."""
+"""An image of a scored run: its best, median and worst captions, or some of them numbered."""
 
 from __future__ import annotations
 
@@ -34,13 +34,32 @@ def choose(rows: Sequence[Scored], columns: int) -> dict[str, list[Scored]]:
     return {band: ranked[start : start + columns] for band, start in starts.items()}
 
 
+def draw_numbered_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 6) -> None:
+    """Write a PNG of all rows in their order, numbered from 1, six beside each other. Raises as `draw_contact_sheet`."""
+    from matplotlib.figure import Figure
+
+    lines = [list(range(start, min(start + columns, len(rows)))) for start in range(0, len(rows), columns)]
+    texts = [[_texts(rows[i]) for i in line] for line in lines]
+    heights = [_height(line) for line in texts]
+    figure = Figure(figsize=(COLUMN * columns, sum(heights) + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=17, fontweight="bold", parse_math=False)
+    parts = figure.subfigures(len(lines), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, line, line_texts in zip(parts, lines, texts, strict=True):
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        for axis, i, text in zip(axes, line, line_texts, strict=False):
+            _draw(axis, rows[i], text, str(i + 1), "black")
+        for axis in axes[len(line) :]:
+            axis.axis("off")
+    with replacing(output) as file:
+        figure.savefig(file, dpi=70, format="png")
+
+
 def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, columns: int = 4) -> None:
     """Write a PNG, 400 pixels a column, of the `columns` best, median and worst images by score with their captions.
 
     Raises evcap.images.opening.ImageError for an image that does not open.
     """
     from matplotlib.figure import Figure
-    from PIL import ImageOps
 
     bands = choose(rows, columns)
     columns = len(bands["best"])
@@ -52,17 +71,24 @@ def draw_contact_sheet(rows: Sequence[Scored], output: str | Path, title: str, c
     for part, (band, chosen), band_texts in zip(parts, bands.items(), texts, strict=True):
         part.supylabel(band, fontsize=16, fontweight="bold", color=BANDS[band])
         axes = part.subplots(1, columns, squeeze=False)[0]
-        for axis, row, (above, below) in zip(axes, chosen, band_texts, strict=True):
-            axis.imshow(ImageOps.pad(open_image(row.path, FRAME[0]), FRAME, color="white"))
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set(color=BANDS[band], linewidth=2.5)
-            label = {"facecolor": BANDS[band], "edgecolor": "none"}
-            axis.text(10, 14, f"CIDEr {row.score:.0f}", va="top", fontsize=11, color="white", bbox=label)
-            axis.set_title(above, fontsize=13, fontweight="bold", loc="left", parse_math=False)
-            axis.set_xlabel(below, fontsize=11, loc="left", parse_math=False)
+        for axis, row, text in zip(axes, chosen, band_texts, strict=True):
+            _draw(axis, row, text, f"CIDEr {row.score:.0f}", BANDS[band])
     with replacing(output) as file:
         figure.savefig(file, dpi=100, format="png")
+
+
+def _draw(axis, row: Scored, text: tuple[str, str], label: str, colour: str) -> None:
+    """One image in a frame, its caption above, people's and the names below, a label in its corner."""
+    from PIL import ImageOps
+
+    axis.imshow(ImageOps.pad(open_image(row.path, FRAME[0]), FRAME, color="white"))
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=2.5)
+    box = {"facecolor": colour, "edgecolor": "none"}
+    axis.text(10, 14, label, va="top", fontsize=11, color="white", bbox=box)
+    axis.set_title(text[0], fontsize=13, fontweight="bold", loc="left", parse_math=False)
+    axis.set_xlabel(text[1], fontsize=11, loc="left", parse_math=False)
 
 
 def _texts(row: Scored) -> tuple[str, str]:
