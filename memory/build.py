@@ -2,8 +2,8 @@
 
     python memory/build.py memory/configs/embedded.yaml --data DIR --output FOLDER [--trained FILE] [--engine ray]
 
-Sources: boxes with a class (each crop is an image of its class), captioned photos whose captions agree on an object name,
-scenes with a label, LVIS, folders of named images, and CSV files. A name's images are drawn at random from all sources
+Sources: boxes with a class (each crop is an image of its class), boxes with phrases (of the object name that a phrase is
+about), captioned photos whose captions agree on an object name, scenes with a label, LVIS, folders of named images, and CSV files. A name's images are drawn at random from all sources
 together. A run that was killed goes on where it was; images that do not open are reported and left out.
 """
 
@@ -21,8 +21,9 @@ import typer
 from evcap.cli.console import command, complain, report
 from evcap.cli.options import DataFolder, EngineChoice, NoBars, Trained
 from evcap.cli.progress import shown
-from evcap.datasets.coco import Instance, read_coco_captions, read_instances, read_lvis, read_name_list
-from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
+from evcap.datasets.coco import read_coco_captions, read_lvis, read_name_list
+from evcap.datasets.named_images import Box, NamedImage, choose, read_named_csv, read_named_folders
+from evcap.datasets.phrases import read_class_boxes, read_phrases
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.encoding.ray import Engine
 from evcap.errors import EvcapError
@@ -34,9 +35,10 @@ from evcap.yaml_files import load_yaml
 class Config:
     """What goes into a memory. Paths are relative to --data."""
 
-    names: str | None = None  # list of object names to find in captions, one a line, synonyms after "/"
-    words: list[str] = field(default_factory=list)  # further names to find in captions
-    boxes: list[str] = field(default_factory=list)  # sets with instances_train.json
+    names: str | None = None  # list of object names to find in captions and phrases, one a line, synonyms after "/"
+    words: list[str] = field(default_factory=list)  # further names to find in them
+    boxes: dict[str, str] = field(default_factory=dict)  # files of COCO boxes: the folders of their images
+    phrases: dict[str, str] = field(default_factory=dict)  # files of Flickr30k Entities: the folders of their images
     captions: list[str] = field(default_factory=list)  # sets with captions_train.json
     scenes: list[str] = field(default_factory=list)  # sets whose images carry a scene label
     lvis: list[str] = field(default_factory=list)  # annotation files of LVIS v1 or v0.5
@@ -45,7 +47,7 @@ class Config:
     folders: list[str] = field(default_factory=list)  # folders that hold a folder of images for each name
     csv: list[str] = field(default_factory=list)  # files with columns image,name and, for boxes, x1,y1,x2,y2
     agree: int = 3  # captions of a photo that must say the name
-    least: int = 1  # photos whose captions must agree on a name that no box and no scene has
+    least: int = 1  # images that a name of captions and phrases must have, unless a box or a scene has it
     exclude: list[str] = field(default_factory=list)  # names that mostly mean something else in captions
     spelling: dict[str, str] = field(default_factory=dict)  # how labels are said: baseballdiamond -> baseball diamond
     per_name: int = 10
@@ -56,19 +58,31 @@ class Config:
     seed: int = 0
 
 
-def cropped(config: Config, item: Instance, source: str) -> NamedImage | None:
-    """An object as an image of its class, with a margin; None for a small one or a group."""
-    x1, y1, x2, y2 = item.box
-    if item.iscrowd or min(x2 - x1, y2 - y1) < config.least_side:
+def cropped(config: Config, name: str, path: Path, box: Box, source: str) -> NamedImage | None:
+    """A part of an image as an image of its own, with a margin; None for a small one."""
+    x1, y1, x2, y2 = box
+    if min(x2 - x1, y2 - y1) < config.least_side:
         return None
     dx, dy = config.margin * (x2 - x1), config.margin * (y2 - y1)
-    return NamedImage(clean_name(item.name), item.path, source, (x1 - dx, y1 - dy, x2 + dx, y2 + dy))
+    return NamedImage(clean_name(name), path, source, (x1 - dx, y1 - dy, x2 + dx, y2 + dy))
 
 
 def box_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
-    for name in config.boxes:
-        items = read_instances(data / name / "instances_train.json", data / name / "images")
-        yield from filter(None, (cropped(config, item, f"{name} box") for item in items))
+    for file, images in config.boxes.items():
+        source = f"{Path(images).parts[0]} box"
+        for region in read_class_boxes(data / file, data / images):
+            if item := cropped(config, region.phrases[0], region.path, region.box, source):
+                yield item
+
+
+def phrase_candidates(config: Config, data: Path, finder: NameFinder) -> Iterator[NamedImage]:
+    """Each region once for each name that one of its phrases is about."""
+    for file, images in config.phrases.items():
+        source = f"{Path(images).parts[0]} phrase"
+        for region in read_phrases(data / file, data / images):
+            for name in sorted({finder.about(phrase) for phrase in region.phrases} - {""}):
+                if item := cropped(config, name, region.path, region.box, source):
+                    yield item
 
 
 def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
@@ -80,7 +94,7 @@ def lvis_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
         source = Path(file).stem
         items = [replace(i, name=spoken_name(i.name)) for i in read_lvis(data / file, data / config.lvis_images)]
         if config.lvis_crops:
-            candidates = [cropped(config, item, source) for item in items]
+            candidates = [cropped(config, i.name, i.path, i.box, source) for i in items if not i.iscrowd]
         else:
             candidates = [NamedImage(item.name, item.path, source) for item in items]
         yield from dict.fromkeys(filter(None, candidates))  # both senses of a word may be in one image
@@ -91,15 +105,19 @@ def folder_candidates(config: Config, data: Path) -> Iterator[NamedImage]:
         yield from read_named_folders(data / folder, Path(folder).name, complain)
 
 
-def caption_candidates(config: Config, data: Path, labels: set[str]) -> Iterator[NamedImage]:
-    """Photos whose captions agree on a name of the list or on one of `labels`, the names that boxes and scenes have."""
-    if not config.captions:
-        return
+def name_finder(config: Config, data: Path, labels: set[str]) -> NameFinder:
+    """Finds the names of the list and `labels`, the names that boxes and scenes have, in captions and phrases."""
     if not (config.names or config.words):
-        raise EvcapError("the config reads `captions` and so must give names to find in them: `names`, a file, or `words`")
+        raise EvcapError(
+            "the config reads `captions` or `phrases` and so must give names to find in them: `names`, a file, or `words`"
+        )
     listed = {s.split("(")[0] for row in read_name_list(data / config.names) for s in row} if config.names else set()
     wanted = {clean_name(word) for word in listed | set(config.words)}
-    finder = NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
+    return NameFinder(sorted((wanted | labels) - {""} - {clean_name(e) for e in config.exclude}))
+
+
+def caption_candidates(config: Config, data: Path, finder: NameFinder) -> Iterator[NamedImage]:
+    """Photos whose captions agree on a name."""
     for name in config.captions:
         for record in read_coco_captions(data / name / "captions_train.json", data / name / "images"):
             captions = [unicodedata.normalize("NFC", caption) for caption in record.captions]
@@ -124,9 +142,12 @@ def all_candidates(config: Config, data: Path) -> list[NamedImage]:
     labelled += [item for file in config.csv for item in read_named_csv(data / file, Path(file).stem)]
     labelled = [replace(c, name=config.spelling.get(c.name, c.name)) for c in labelled if c.name not in excluded]
     labels = {c.name for c in labelled}
-    captioned = list(caption_candidates(config, data, labels))
-    photos = Counter(c.name for c in captioned)
-    return labelled + [c for c in captioned if c.name in labels or photos[c.name] >= config.least]
+    if not (config.captions or config.phrases):
+        return labelled
+    finder = name_finder(config, data, labels)
+    found = [*caption_candidates(config, data, finder), *phrase_candidates(config, data, finder)]
+    images = Counter(name for name, _ in {(c.name, c.path) for c in found})
+    return labelled + [c for c in found if c.name in labels or images[c.name] >= config.least]
 
 
 def main(
@@ -137,7 +158,7 @@ def main(
     engine: EngineChoice = Engine.local,
     quiet: NoBars = False,
 ) -> None:
-    """Build a memory from named images: folders, CSV files, LVIS, boxes, captions, scenes."""
+    """Build a memory from named images: folders, CSV files, LVIS, boxes, phrases, captions, scenes."""
     config = load_yaml(config_path, Config)
     if min(config.per_name, config.batch) < 1:
         raise EvcapError(f"{config_path}: per_name and batch must be at least 1")
@@ -145,7 +166,7 @@ def main(
     chosen = choose(candidates, config.per_name, config.seed)
     if not chosen:
         raise EvcapError(
-            f"{config_path}: the sets hold no image of any name; see `boxes`, `captions`, `names`, `scenes`, `lvis`, "
+            f"{config_path}: the sets hold no image of any name; see `boxes`, `phrases`, `captions`, `names`, `scenes`, `lvis`, "
             "`folders` and `csv`"
         )
     memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, shown(quiet))

@@ -36,7 +36,12 @@ def naming_table(naming: Mapping) -> str:
         ("retrieved names that the caption says", f"{naming['retrieved_names_said']:.1f} %"),
         ("different names of the memory said", f"{naming['different_names_said']:,}"),
         ("F1 of the objects named, mean of the names that references say", _f1(naming["object_f1"])),
+        ("names that most references say which were retrieved", f"{naming['agreed_names_found']:.1f} %"),
+        ("retrieved names that a reference says", f"{naming['found_names_said_by_a_reference']:.1f} %"),
     ]
+    unfounded = {"a name": naming["unfounded"]["captions"]}
+    unfounded |= {f'"{name}"': share for name, share in naming["unfounded"]["names"].items()}
+    rows += [(f"captions that say {what} which no reference says", f"{share:.1f} %") for what, share in unfounded.items()]
     if "held_out" in naming:
         rows.append(("the same, of names that no training caption says", _f1(naming["held_out"])))
     return "\n".join(["| names of the memory | |", "|---|---:|", *(f"| {what} | {value} |" for what, value in rows)]) + "\n"

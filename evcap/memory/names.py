@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 _DROPPED = str.maketrans(dict.fromkeys("_!,'\"()*#:;~", " "))
 # Characters that nobody sees. Joiners stay inside the scripts that spell with them (Persian, Hindi, Sinhala, emoji): between
@@ -126,6 +127,16 @@ class NameFinder:
             place = match.end if match else place + 1
         return found
 
+    def about(self, phrase: str) -> str:
+        """The name that a noun phrase is about: the last one before a preposition, "a black dog in the snow" -> "dog".
+
+        Where no name stands there, the last of the next part: "a group of people" -> "person". "" without a name.
+        """
+        for part in re.split(r"\b(?:in|on|of|with|at|by|for|from|near|under|over|behind|beside)\b", phrase):
+            if found := self.find(part):
+                return found[-1].name
+        return ""
+
     def _at(self, caption: str, start: int) -> Match | None:
         """The longest name that begins here and ends with a word."""
         for length in self._lengths.get(caption[start].lower(), ()):
@@ -168,19 +179,31 @@ def naming_statistics(
     """How captions use a vocabulary of `names`, in percent: do they say what was retrieved, and what the references say?
 
     retrieved: the names that were found for each caption's image. The mean F1 is over the names that some reference says;
-    "held_out" is the same over those of them that no training caption says, with the scores of each name.
+    "held_out" is the same over those of them that no training caption says, with the scores of each name. An agreed name is
+    one that more than half of an image's references say. "unfounded": captions that say a name which no reference of their
+    image says (after CHAIR, Rohrbach et al. 2018, arXiv 1809.02156, with references alone), in all and for the five names
+    that are most often said so.
     """
     finder = NameFinder(names)
     said = _said(finder, captions)
     found = [{clean_name(name) for name in row} for row in retrieved]
-    spoken = [len(s & f) for s, f in zip(said, found, strict=True)]
+    named = [s & f for s, f in zip(said, found, strict=True)]
+    true = [_said(finder, row) for row in references]
+    agreed = [{n for n, count in Counter(chain(*row)).items() if 2 * count > len(row)} for row in true]
+    met = sum(len(a & f) for a, f in zip(agreed, found, strict=True))
+    right = sum(len(f & set().union(*t)) for f, t in zip(found, true, strict=True))
+    unfounded = [s - set().union(*t) for s, t in zip(said, true, strict=True)]
+    worst = Counter(chain(*unfounded)).most_common(5)
     known = f1_scores(finder, sorted(set(map(clean_name, names))), captions, references)
     known = {name: row for name, row in known.items() if row["in_references"]}
     result = {
-        "captions_naming_a_retrieved_object": 100 * sum(map(bool, spoken)) / max(len(captions), 1),
-        "retrieved_names_said": 100 * sum(spoken) / max(sum(map(len, found)), 1),
+        "captions_naming_a_retrieved_object": _share(named),
+        "retrieved_names_said": 100 * sum(map(len, named)) / max(sum(map(len, found)), 1),
         "different_names_said": len(set().union(*said)),
         "object_f1": _mean_f1(known),
+        "agreed_names_found": 100 * met / max(sum(map(len, agreed)), 1),
+        "found_names_said_by_a_reference": 100 * right / max(sum(map(len, found)), 1),
+        "unfounded": {"captions": _share(unfounded), "names": {name: 100 * n / len(captions) for name, n in worst}},
     }
     if training_captions is not None:
         seen = set().union(*_said(finder, training_captions))
@@ -191,6 +214,10 @@ def naming_statistics(
 
 def _said(finder: NameFinder, texts: Iterable[str]) -> list[set[str]]:
     return [{match.name for match in finder.find(unicodedata.normalize("NFC", text))} for text in texts]
+
+
+def _share(rows: Sequence[set[str]]) -> float:
+    return 100 * sum(map(bool, rows)) / max(len(rows), 1)
 
 
 def _mean_f1(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:

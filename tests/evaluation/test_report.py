@@ -10,6 +10,9 @@ NAMING = {
     "retrieved_names_said": 14.0,
     "different_names_said": 1203,
     "object_f1": {"f1": 12.345, "names": 310},
+    "agreed_names_found": 62.0,
+    "found_names_said_by_a_reference": 31.04,
+    "unfounded": {"captions": 24.0, "names": {"dog": 7.25}},
 }
 
 
@@ -46,6 +49,8 @@ def test_page():
     assert "unverified" not in page and "domain" not in page
     naming = cells(page.split("No SPICE.")[1])
     assert naming["captions that name a retrieved object"][""] == "61.2 %"
+    assert naming["retrieved names that a reference says"][""] == "31.0 %"
+    assert naming['captions that say "dog" which no reference says'][""] == "7.2 %"
     assert naming["F1 of the objects named, mean of the names that references say"][""] == "12.3 (310 names)"
     domains = {"in-domain": {"CIDEr": 1.0}} | scores
     held_out = NAMING | {"held_out": {"f1": None, "names": 0}}

@@ -164,6 +164,10 @@ def test_naming_by_hand():
     assert stats["retrieved_names_said"] == pytest.approx(100 * 2 / 4)
     assert stats["different_names_said"] == 3
     assert stats["object_f1"] == {"f1": pytest.approx((100 + 200 / 3 + 0) / 3), "names": 3}
+    assert stats["agreed_names_found"] == 50  # hot dog, not wolf; "dog" is said by one reference of two
+    assert stats["found_names_said_by_a_reference"] == 50
+    assert stats["unfounded"]["names"] == pytest.approx({"hot dog": 100 / 3, "sled": 100 / 3})
+    assert stats["unfounded"]["captions"] == pytest.approx(200 / 3)
     assert "held_out" not in stats
     held_out = naming_statistics(names, captions, retrieved, references, ["Dogs", "a man"])["held_out"]
     assert held_out["names"] == 2 and held_out["f1"] == pytest.approx(100 / 3)
@@ -171,6 +175,22 @@ def test_naming_by_hand():
     nothing = naming_statistics([], ["a dog"], [[]], [["a cat"]], [])
     assert nothing["object_f1"] == {"f1": None, "names": 0} == {k: nothing["held_out"][k] for k in ("f1", "names")}
     assert nothing["captions_naming_a_retrieved_object"] == nothing["retrieved_names_said"] == 0
+
+
+@pytest.mark.parametrize(
+    ("phrase", "name"),
+    [
+        ("a black dog in the snow", "dog"),
+        ("A dog house", "dog house"),
+        ("two men with hats", "man"),
+        ("a group of dogs", "dog"),
+        ("the man's dogs", "dog"),
+        ("people", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_phrase_is_about(phrase, name):
+    assert NameFinder(["dog", "snow", "dog house", "man", "hat"]).about(phrase) == name
 
 
 @pytest.mark.parametrize(

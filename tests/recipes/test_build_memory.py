@@ -23,10 +23,19 @@ from memory.build import (
     caption_candidates,
     choose,
     lvis_candidates,
+    name_finder,
+    phrase_candidates,
     scene_candidates,
 )
 
-CONFIG = Config(names="names.txt", boxes=["tiny"], captions=["tiny"], scenes=["tiny"], agree=2, exclude=["Light"])
+CONFIG = Config(
+    names="names.txt",
+    boxes={"tiny/instances_train.json": "tiny/images"},
+    captions=["tiny"],
+    scenes=["tiny"],
+    agree=2,
+    exclude=["Light"],
+)
 
 
 @pytest.fixture
@@ -36,7 +45,10 @@ def data(tmp_path):
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):
         Image.new("RGB", (200, 100)).save(folder / "images" / name)
-    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png", "scene": "Sea_Side"}]
+    images = [
+        {"id": 1, "file_name": "a.png", "width": 200, "height": 100},
+        {"id": 2, "file_name": "b.png", "width": 200, "height": 100, "scene": "Sea_Side"},
+    ]
     boxes = [
         {"image_id": 1, "category_id": 7, "bbox": [50, 20, 100, 50]},
         {"image_id": 1, "category_id": 7, "bbox": [2, 2, 60, 97]},
@@ -65,16 +77,17 @@ def test_boxes_are_large_enough_and_keep_a_margin_inside_the_picture(data):
 
 
 def test_captions_must_agree_on_a_name(data):
-    found = list(caption_candidates(CONFIG, data, set()))
+    found = list(caption_candidates(CONFIG, data, name_finder(CONFIG, data, set())))
     assert [(item.name, item.path.name, item.source, item.box) for item in found] == [("dog", "a.png", "tiny captions", None)]
     assert found[0].open().size == (200, 100)
-    lenient = caption_candidates(replace(CONFIG, agree=1), data, set())
+    lenient = caption_candidates(replace(CONFIG, agree=1), data, name_finder(CONFIG, data, set()))
     expected = {("cat", "a.png"), ("dog", "a.png"), ("doggy", "b.png"), ("bag", "b.png"), ("hat", "b.png")}
     assert {(item.name, item.path.name) for item in lenient} == expected
 
 
 def test_names_of_boxes_and_scenes_count_in_captions_too(data):
-    found = caption_candidates(replace(CONFIG, agree=1), data, {"doggy bag", "dogs", "light"})
+    finder = name_finder(CONFIG, data, {"doggy bag", "dogs", "light"})
+    found = caption_candidates(replace(CONFIG, agree=1), data, finder)
     assert {i.name for i in found} == {"cat", "dog", "dogs", "doggy bag", "hat"}  # "light" stays excluded
 
 
@@ -92,6 +105,24 @@ def test_rare_names_of_captions_are_left_out_but_for_those_with_boxes_or_scenes(
 def test_excluded_names_are_left_out_of_every_source(data):
     config = replace(CONFIG, agree=1, exclude=["wine_glass", "Sea side", "dog"])
     assert {item.name for item in all_candidates(config, data)} == {"bag", "cat", "doggy", "hat", "light"}
+
+
+def test_phrases_are_crops_of_what_they_are_about(data):
+    regions = [
+        {"image_id": 1, "bbox": [50, 20, 100, 50], "phrases": ["a light cat with a hat", "the cat", "a dog's bed"]},
+        {"image_id": 2, "bbox": [0, 0, 200, 100], "phrases": ["a pair of dogs", "something"]},
+        {"image_id": 2, "bbox": [0, 0, 40, 100], "phrases": ["a narrow dog"]},
+    ]
+    images = json.loads((data / "tiny" / "instances_train.json").read_text())["images"]
+    write(data / "tiny" / "entities.json", images=images, annotations=[a | {"types": []} for a in regions])
+    config = replace(CONFIG, phrases={"tiny/entities.json": "tiny/images"})
+    found = list(phrase_candidates(config, data, name_finder(config, data, set())))
+    assert [(item.name, item.path.name) for item in found] == [("cat", "a.png"), ("dog", "a.png"), ("dog", "b.png")]
+    assert found[0].box == found[1].box == (40, 15, 160, 75) and found[2].source == "tiny phrase"
+    wanted = [
+        item for item in all_candidates(replace(config, boxes={}, scenes=[], agree=1, least=2), data) if item.name == "dog"
+    ]
+    assert {item.path.name for item in wanted} == {"a.png", "b.png"}  # one image each of captions and phrases
 
 
 def test_scenes(data):
