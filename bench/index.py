@@ -68,7 +68,7 @@ def real_vectors(data: Path) -> tuple[np.ndarray, np.ndarray]:
     def features(sets: list[str]) -> np.ndarray:
         files = [(data / name / f"captions_{split}.json", data / name / "images") for name, split in map(str.split, sets)]
         records = [record for file in files for record in read_coco_captions(*file)]
-        return cached_queries(captioner.model, records, data, captioner.encoder_fingerprint)
+        return cached_queries(captioner.model, [r.path for r in records], data, captioner.encoder_fingerprint)
 
     photos = features([f"{name} {split}" for name in ("flickr8k", "ucm", "coco") for split in ("train", "val")])
     keys = mean_keys(torch.from_numpy(photos[:])).numpy()

@@ -44,7 +44,7 @@ class Side:
         self.model, self.tokenize = self.captioner.model, name_tokenizer()
         self.records = read_split(data, [dataset], "train")[:pictures]
         encoder = self.captioner.encoder_fingerprint
-        self.rows = cached_queries(self.model, self.records, data, encoder)
+        self.rows = cached_queries(self.model, [r.path for r in self.records], data, encoder)
         self.model.train()
         self.model.backbone.eval()
         for name, parameter in self.model.named_parameters():

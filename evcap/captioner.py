@@ -25,7 +25,7 @@ from evcap.memory.keys import mean_keys
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_encoder, build_model
-from evcap.model.evcap import EVCap, QueryEncoder
+from evcap.model.evcap import EVCap, QueryEncoder, adapted_parts
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision, pick_device
 from evcap.weights.wheels import fingerprint
@@ -41,13 +41,16 @@ class Caption:
 
 
 def encoder_fingerprint(model: QueryEncoder) -> str:
-    """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, the vision settings."""
+    """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, adapted blocks of the
+    tower, the vision settings."""
     norms = {} if model.patch_norm is None else model.patch_norm.state_dict()
     # the names under which tensors were hashed when the first memories were made
     tensors = {k.replace("query_norm.", "door."): v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
     tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norms.items()})
     if isinstance(model.backbone, VisionEncoder):
         tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in model.backbone.identifying().items()})
+    for name, part in adapted_parts(model).items():
+        tensors.update({f"tower.{name}.{k}": v.to(torch.float16) for k, v in part.state_dict().items()})
     return fingerprint(tensors, fingerprinted(model.preset.vision))
 
 

@@ -39,6 +39,7 @@ class VisionConfig:
     heads: int = 16
     intermediate: int = 6144
     source: str = ""  # folder or hub name of a "transformers" tower
+    adapted_from: int | None = None  # the first block of an "efficientnet-lite2" tower that pretraining adapts, with all behind
 
     @property
     def opened_side(self) -> int:

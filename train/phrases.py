@@ -52,7 +52,8 @@ def main(
     model = build_model(load_preset(config.preset), config.trained)
     encoder = encoder_fingerprint(model)
     records = read_split(data, config.sets, "train")
-    views = [cached_queries(model, records, data, encoder, mirrored, shown(quiet)) for mirrored in (False, True)]
+    paths = [r.path for r in records]
+    views = [cached_queries(model, paths, data, encoder, mirrored, shown(quiet)) for mirrored in (False, True)]
     keys = [mean_keys(torch.from_numpy(view)) for view in views]
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     phrases = PhraseModel.fit(keys, captions, encoder, config.size, config.least, config.longest, config.ridge)

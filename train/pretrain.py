@@ -1,9 +1,9 @@
-"""Pretraining: the image Q-Former learns on frozen patch tokens, BLIP-2 style (arXiv 2301.12597, section 3).
+"""Pretraining: the image Q-Former learns on patch tokens, BLIP-2 style (arXiv 2301.12597, section 3).
 
 Three losses, each with its weight in the config: image-text contrast against a frozen sentence embedder; words, so that
 some query of an image lies close to each word its captions say, and so does the mean query, of which memory keys are
-made; and captioning through the frozen language model with a LoRA. Patch tokens are computed once per image (and once
-mirrored) and cached.
+made; and captioning through the frozen language model with a LoRA. What the frozen part of the tower gives is computed once
+per image (and once mirrored) and cached; blocks that the preset adapts learn along where the config gives them a rate.
 
     accelerate launch train/pretrain.py train/configs/embedded-contrast.yaml --data DIR
     accelerate launch train/pretrain.py train/configs/embedded-caption.yaml --data DIR
@@ -12,7 +12,6 @@ mirrored) and cached.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,14 +24,16 @@ from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
 from evcap.config import load_preset
+from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
-from evcap.language.sentences import cached_sentences, clean_caption, content_words
+from evcap.language.sentences import cached_sentences, clean_caption
 from evcap.language.similarity import TextTower, nearest_query
 from evcap.model.build import build_model, language_precision_in_training
-from evcap.model.evcap import EVCap
+from evcap.model.evcap import EVCap, adapted_parts
 from evcap.runtime import half_precision
-from evcap.training.features import cached_patches
+from evcap.training.features import cached_features
 from evcap.training.loop import Learner, TrainingLoop
+from evcap.training.pretraining_losses import info_nce, similarity_penalty, word_loss, word_targets
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml
 
@@ -48,6 +49,8 @@ class Config:
     learning_rate: float
     preset: str = "embedded"
     start_from: str | None = None  # trained tensors of an earlier run
+    tower_rate: float = 0.0  # learning rate of the tower's adapted blocks; 0: they stay as they are
+    zoom: float = 0.0  # share of the images of which a part is seen, 0.7 to 1 of each side; needs adapted blocks
     accumulate: int = 1
     contrast_weight: float = 1.0
     word_weight: float = 1.0
@@ -67,15 +70,15 @@ class Config:
 class Pretrainer(Learner):
     """EVCap with the losses of pretraining as one forward pass."""
 
-    def forward(self, patches, texts, extra_texts, words, targets, captions):
-        """patches (B,P,C), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
+    def forward(self, features, texts, extra_texts, words, targets, captions):
+        """features (B,...), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
 
-        captions: PackedCaptions, or None when captioning is not trained.
+        features: of the frozen part of the tower. captions: PackedCaptions, or None when captioning is not trained.
         """
-        queries = self.model.query_features(patches)
+        queries = self.model.query_features(self.model.backbone.adapted(features))
         count = texts.shape[1]
         texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts, words]))
-        with torch.autocast(patches.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             texts, words = nn.functional.normalize(texts.float(), dim=-1).split([len(texts) - len(words), len(words)])
             singles = nn.functional.normalize(queries.float(), dim=-1)
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
@@ -92,58 +95,24 @@ class Pretrainer(Learner):
     tail_slots = 0
 
 
-def info_nce(similarity: torch.Tensor, count: int, temperature: float = 0.07) -> torch.Tensor:
-    """Similarity (B, B*count + m): row b's own texts are b*count ..., the last m belong to no row; contrast both ways."""
-    logits = similarity / temperature
-    owner = torch.arange(len(logits), device=logits.device).repeat_interleave(count)
-    column = torch.arange(len(owner), device=logits.device)
-    to_text = nn.functional.log_softmax(logits, dim=1)[owner, column]
-    to_image = nn.functional.log_softmax(logits[:, : len(owner)], dim=0)[owner, column]
-    return -(to_text.mean() + to_image.mean()) / 2
-
-
-def word_loss(singles: torch.Tensor, mean: torch.Tensor, words: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which words do the captions say? Sigmoid loss on cosines, for the best query and for the mean of all queries.
-
-    singles (B,32,W), mean (B,W), words (w,W) of unit length; targets (B,w): 1 said, 0 not said, -1 not counted. The
-    constants put a cosine of 0 at the base rate of a word; the mean of unlike queries cannot come as close as one of them.
-    """
-    total = 0.0
-    for logits in (20 * ((singles @ words.T).amax(1) - 0.3), 30 * (mean @ words.T - 0.2)):
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.clamp_min(0), reduction="none")
-        total = total + (loss * (targets >= 0)).sum() / (targets > 0).sum().clamp_min(1)
-    return total / 2
-
-
-def similarity_penalty(singles: torch.Tensor, allowed: float = 0.4) -> torch.Tensor:
-    """Penalty on queries of one image that all say the same: their mean pairwise cosine above `allowed`."""
-    count = singles.shape[1]
-    mean = (singles.sum(1).square().sum(-1) - count) / (count * (count - 1))
-    return nn.functional.relu(mean - allowed).mean()
-
-
-def word_targets(captions: list[list[str]], least: int = 8) -> tuple[list[str], torch.Tensor]:
-    """Words said in at least `least` images, and targets (N,w) int8: 1 two captions or more, -1 one, 0 none."""
-    said = [Counter(w for c in row for w in set(content_words(c))) for row in captions]
-    pictures = Counter(w for counts in said for w in counts)
-    words = sorted(w for w, n in pictures.items() if n >= least)
-    place = {w: i for i, w in enumerate(words)}
-    targets = torch.zeros(len(captions), len(words), dtype=torch.int8)
-    for row, counts in enumerate(said):
-        for word, count in counts.items():
-            if word in place:
-                targets[row, place[word]] = 1 if count > 1 else -1
-    return words, targets
+def parts_of(maps: torch.Tensor, least: float = 0.7) -> torch.Tensor:
+    """A part of each map (B,C,h,w), drawn at random, `least` to 1 of each side, at the size of the whole (bilinear)."""
+    sides = torch.empty(len(maps), 2).uniform_(least, 1)
+    centre = (2 * torch.rand(len(maps), 2) - 1) * (1 - sides)  # the map reaches from -1 to 1
+    matrix = torch.stack([torch.diag(side) for side in sides])
+    grid = nn.functional.affine_grid(torch.cat([matrix, centre[:, :, None]], 2), list(maps.shape), align_corners=False)
+    return nn.functional.grid_sample(maps, grid, align_corners=False, padding_mode="border")
 
 
 @torch.inference_mode()
 def seen(model: EVCap, rows, captioning: bool) -> list[tuple[torch.Tensor, str]]:
-    """Q (32,W) of each row of patch tokens and, once captioning is trained, a beam-3 caption from Q alone."""
+    """Q (32,W) of each row of features and, once captioning is trained, a beam-3 caption from Q alone."""
     model.eval()
     decoding = dataclasses.replace(model.preset.decoding, beams=3, max_length=24)
     found, device = [], model.device
     for start in range(0, len(rows), 40):
-        queries = model.query_features(torch.from_numpy(rows[start : start + 40]).float().to(device))
+        features = torch.from_numpy(rows[start : start + 40]).float().to(device)
+        queries = model.query_features(model.backbone.adapted(features))
         captions = [""] * len(queries)
         if captioning:
             with half_precision(device):
@@ -171,13 +140,17 @@ def main(
     loop = TrainingLoop(config, shown(quiet), tell)
     accelerator, progress = loop.accelerator, loop.progress
     preset = load_preset(config.preset)
+    adapts = preset.vision.adapted_from is not None
+    if (config.tower_rate or config.zoom) and not adapts:
+        raise EvcapError(f"{config_path}: tower_rate and zoom need a preset with vision.adapted_from, '{preset.name}' has none")
     precision = language_precision_in_training(preset, accelerator.device)
     model = build_model(preset, config.start_from, precision, accelerator.device, sharded=loop.sharded)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
-    plain = cached_patches(model, records, data, False, progress, loop.share)
-    mirrored = cached_patches(model, records, data, True, progress, loop.share)
-    val_rows = cached_patches(model, val_records, data, False, progress, loop.share)
+    paths, val_paths = ([r.path for r in some] for some in (records, val_records))
+    plain = cached_features(model, paths, data, False, progress, loop.share)
+    mirrored = cached_features(model, paths, data, True, progress, loop.share)
+    val_rows = cached_features(model, val_paths, data, False, progress, loop.share)
     accelerator.wait_for_everyone()
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
@@ -193,6 +166,8 @@ def main(
         pretrained_here = name.startswith(("patch_norm", "image_qformer", "text_projection"))
         for_captions = name.startswith("projection") or name.endswith((".down", ".up"))
         parameter.requires_grad_(pretrained_here or (for_captions and config.caption_weight > 0))
+    for part in adapted_parts(model).values():
+        part.requires_grad_(config.tower_rate > 0)
     if config.compile and config.caption_weight:
         model.language.compile()
     trainer = Pretrainer(model)
@@ -215,7 +190,10 @@ def main(
     for rows, _ in loop.batches(scores):
         coins = torch.rand(len(rows)) < 0.5
         views = [mirrored if coin else plain for coin in coins]
-        patches = torch.stack([torch.from_numpy(view[row]) for view, row in zip(views, rows, strict=True)]).float()
+        features = torch.stack([torch.from_numpy(view[row]) for view, row in zip(views, rows, strict=True)]).float()
+        zoomed = torch.rand(len(rows)) < config.zoom
+        if zoomed.any():
+            features[zoomed] = parts_of(features[zoomed])
         packed = None
         if config.caption_weight:
             shuffled = [[captions[r][i] for i in torch.randperm(len(captions[r]))] for r in rows]
@@ -223,7 +201,7 @@ def main(
         others = torch.randint(len(records), (config.extra_texts,))
         others = others[~torch.isin(others, torch.tensor(rows))]
         extra = embedded[others, torch.randint(per_picture, (len(others),))]
-        tensors = (patches, embedded[rows], extra, word_texts, targets[rows].float())
+        tensors = (features, embedded[rows], extra, word_texts, targets[rows].float())
         losses = trainer(*(t.to(accelerator.device) for t in tensors), packed)
         loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 

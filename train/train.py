@@ -161,11 +161,12 @@ def main(
     val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     flips = (False, True) if config.mirror else (False,)
-    views = [cached_queries(model, records, data, encoder, flip, progress, loop.share) for flip in flips if not config.release]
-    if val_records and not config.release:
-        val_queries = cached_queries(model, val_records, data, encoder, False, progress, loop.share)
+    paths, val_paths = ([r.path for r in some] for some in (records, val_records))
+    views = [cached_queries(model, paths, data, encoder, flip, progress, loop.share) for flip in flips if not config.release]
+    if val_paths and not config.release:
+        val_queries = cached_queries(model, val_paths, data, encoder, False, progress, loop.share)
     accelerator.wait_for_everyone()
-    files, told = [r.path.name for r in records], f"{config.sets} {config.without_names}"
+    files, told = [path.name for path in paths], f"{config.sets} {config.without_names}"
     with accelerator.main_process_first():
         view_names = [
             cached_names(memory, view, files, preset.memory, f"{told} {flip}", progress)

@@ -14,6 +14,7 @@ from evcap.errors import EvcapError
 from evcap.language.model import Block, Hypothesis, LanguageModel, PackedCaptions
 from evcap.model.name_fusion import NameFusion, Retrieved
 from evcap.model.qformer import QFormer
+from evcap.model.vision import VisionEncoder
 from evcap.runtime import full_precision
 
 # what parts of the model were called in files of trained tensors, and are called now
@@ -49,7 +50,7 @@ class PatchEmbeddingNorm(nn.Module):
 
 
 class QueryEncoder(nn.Module):
-    """From pixels to the query features that names are retrieved with: a frozen tower and the image Q-Former.
+    """From pixels to the query features that names are retrieved with: an image tower and the image Q-Former.
 
     text_projection, where a preset has one, brings sentences into the space of the query features.
     """
@@ -69,7 +70,7 @@ class QueryEncoder(nn.Module):
         return self.image_qformer.queries.device
 
     def patch_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels (B,3,S,S) float32 -> patch tokens (B,P,C) float32 of the frozen tower, never under autocast."""
+        """Normalised pixels (B,3,S,S) float32 -> patch tokens (B,P,C) float32 of the tower, never under autocast."""
         with full_precision(pixels.device):
             return self.backbone(pixels)
 
@@ -125,16 +126,23 @@ class EVCap(QueryEncoder):
         return self.language.decode(self.language.prompt(vectors, retrieved.names, 0, further), num_captions, decoding)
 
 
+def adapted_parts(model: QueryEncoder) -> dict[str, nn.Module]:
+    """The modules of the image tower that pretraining adapts, by their names in it; mostly none."""
+    return model.backbone.adapted_parts() if isinstance(model.backbone, VisionEncoder) else {}
+
+
 def trained_parts(model: QueryEncoder) -> dict[str, torch.Tensor]:
-    """The tensors that no other file gives: neither the image tower's nor the language model's.
+    """The tensors that no other file gives: neither the image tower's, but for blocks that pretraining adapts, nor the language
+    model's.
 
     Nor, without BLIP-2, the word embeddings, which are MiniLM's; nor, with it, its Q-Former, but for the query tokens.
     """
     elsewhere = ("image_qformer.layers.", "image_qformer.query_norm.") if model.preset.blip2 else ("fusion.embeddings.",)
+    adapted = tuple(f"backbone.{part}." for part in adapted_parts(model))
 
     def frozen(name: str) -> bool:
         lora = name.endswith((".down", ".up")) and name.startswith("language.")
-        return not lora and name.startswith(("backbone.", "language.", *elsewhere))
+        return not lora and name.startswith(("backbone.", "language.", *elsewhere)) and not name.startswith(adapted)
 
     return {name: tensor for name, tensor in model.state_dict().items() if not frozen(name)}
 

@@ -1,4 +1,4 @@
-"""Frozen image towers: pixels (B,3,S,S) -> patch tokens (B,P,C)."""
+"""Image towers: pixels (B,3,S,S) -> patch tokens (B,P,C). Frozen, but for the last blocks of one kind where a preset says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ ON_CPU = 8  # images that go through EfficientNet together on CPUs: twice as fas
 
 
 class VisionEncoder(nn.Module):
-    """A frozen tower: pixels (B,3,H,W) -> patch tokens (B,P,C) float32, `prefix` class tokens, then those of `grid` by rows."""
+    """A tower: pixels (B,3,H,W) -> patch tokens (B,P,C) float32, `prefix` class tokens, then those of `grid` by rows.
+
+    It is frozen as far as `frozen` computes. What comes behind, `adapted`, may be trained; most towers have nothing there.
+    """
 
     prefix = 0
 
@@ -24,7 +27,23 @@ class VisionEncoder(nn.Module):
         return ()
 
     def identifying(self) -> dict[str, torch.Tensor]:
-        """Tensors that tell these weights from others of the kind, few enough to hash at once; {} if there are no others."""
+        """Tensors that tell frozen weights from others of the kind, few enough to hash at once; {} if there are no others."""
+        return {}
+
+    def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the frozen part makes of pixels: the same for an image as long as the weights are, and so worth keeping."""
+        return self(pixels)
+
+    def frozen_shape(self, config: VisionConfig) -> tuple[int, ...]:
+        """Of what `frozen` gives of one image."""
+        return config.tokens, config.width
+
+    def adapted(self, frozen: torch.Tensor) -> torch.Tensor:
+        """From what the frozen part gives to patch tokens."""
+        return frozen
+
+    def adapted_parts(self) -> dict[str, nn.Module]:
+        """The modules that `adapted` runs through, by their names in this one."""
         return {}
 
 
@@ -32,7 +51,7 @@ class EfficientNetLite(VisionEncoder):
     """EfficientNet-Lite2 without its classifier; each position of the last feature map is one patch token.
 
     The image size should stay even through five halvings (224, 256, 288): TensorFlow's "same" padding turns
-    symmetric on odd sizes and the features lose quality there.
+    symmetric on odd sizes and the features lose quality there. Batch norms keep their ImageNet statistics in training.
     """
 
     def __init__(self, config: VisionConfig):
@@ -42,13 +61,58 @@ class EfficientNetLite(VisionEncoder):
         # image_size None = padding computed from each input, so that any size works
         self.network = EfficientNet.from_name("efficientnet-lite2", image_size=None)
         self.network._fc = nn.Identity()
+        blocks = len(self.network._blocks)
+        self.first = blocks if config.adapted_from is None else config.adapted_from
+        if not 0 < self.first <= blocks:
+            raise ValueError(f"adapted_from is {self.first}, an efficientnet-lite2 has blocks 1 to {blocks - 1} to adapt")
+        self._adapts = config.adapted_from is not None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B,3,S,S) normalised float -> (B, (S/32)^2, 1280), row by row, values in 0..6."""
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
         parts = pixels.split(ON_CPU) if pixels.device.type == "cpu" else [pixels]
-        maps = torch.cat([self.network.extract_features(part) for part in parts])
-        return maps.flatten(2).transpose(1, 2)
+        return torch.cat([_tokens(self._last_map(self._first_map(part))) for part in parts])
+
+    def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The map (B,C,h,w) in front of the adapted blocks, or patch tokens where none is adapted."""
+        if not self._adapts:
+            return self(pixels)
+        parts = pixels.split(ON_CPU) if pixels.device.type == "cpu" else [pixels]
+        return torch.cat([self._first_map(part) for part in parts])
+
+    def frozen_shape(self, config: VisionConfig) -> tuple[int, ...]:
+        if not self._adapts:
+            return super().frozen_shape(config)
+        blocks = self.network._blocks
+        side = -(-config.image_size // 2 ** (1 + sum(map(_halves, blocks[: self.first]))))
+        return blocks[self.first]._block_args.input_filters, side, side
+
+    def adapted(self, frozen: torch.Tensor) -> torch.Tensor:
+        """As `frozen` gives it, or another size of map -> patch tokens (B,P,1280)."""
+        return _tokens(self._last_map(frozen)) if self._adapts else frozen
+
+    def adapted_parts(self) -> dict[str, nn.Module]:
+        network = self.network
+        if not self._adapts:
+            return {}
+        parts = {f"network._blocks.{i}": block for i, block in enumerate(network._blocks) if i >= self.first}
+        return parts | {"network._conv_head": network._conv_head, "network._bn1": network._bn1}
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        """Stays in eval mode: the statistics of its batch norms are ImageNet's."""
+        return super().train(False)
+
+    def _first_map(self, pixels: torch.Tensor) -> torch.Tensor:
+        network = self.network
+        x = network._swish(network._bn0(network._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
+        for block in network._blocks[: self.first]:
+            x = block(x)
+        return x
+
+    def _last_map(self, x: torch.Tensor) -> torch.Tensor:
+        network = self.network
+        for block in network._blocks[self.first :]:
+            x = block(x)
+        return network._swish(network._bn1(network._conv_head(x)))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return -(-height // 32), -(-width // 32)
@@ -63,6 +127,10 @@ class EfficientNetLite(VisionEncoder):
             if following is not None and _halves(following) and stride >= 4:
                 maps.append(x)
         return *maps, network._swish(network._bn1(network._conv_head(x)))
+
+
+def _tokens(maps: torch.Tensor) -> torch.Tensor:
+    return maps.flatten(2).transpose(1, 2)
 
 
 def _halves(block: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""Frozen features computed once and kept on disk: patch tokens for pretraining, query features for training."""
+"""Frozen features computed once and kept on disk: what the tower's frozen part gives for pretraining, query features for
+training."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from evcap.config import MemoryConfig
-from evcap.datasets.coco import CaptionedImage
 from evcap.files import write_text
 from evcap.images.opening import open_image, to_tensor
 from evcap.memory.memory import VisualNameMemory
@@ -35,43 +35,44 @@ def _weights(model: QueryEncoder) -> str:
 
 
 def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Callable[[int, int], torch.Tensor]:
-    """A function (start, stop) -> patch tokens of these images, opened as whoever captions them opens them."""
+    """A function (start, stop) -> what the frozen part of the tower gives of these images, opened as captioners open them."""
     vision, device = model.preset.vision, model.device
 
     @torch.inference_mode()
     def look(start: int, stop: int) -> torch.Tensor:
         images = list(prefetched(lambda path: open_image(path, vision.opened_side), paths[start:stop], BATCH))
         pixels = to_tensor(images, vision.image_size, vision.mean, vision.std).to(device)
-        return model.patch_tokens(pixels.flip(-1) if mirrored else pixels)
+        with full_precision(model.device):
+            return model.backbone.frozen(pixels.flip(-1) if mirrored else pixels)
 
     return look
 
 
-def _identities(records: Sequence[CaptionedImage], data: Path) -> list[tuple[str, int, int]]:
+def _identities(paths: Sequence[Path], data: Path) -> list[tuple[str, int, int]]:
     """What tells these images from others, and from themselves once somebody has replaced them."""
-    stats = [(record.path.relative_to(data), record.path.stat()) for record in records]
+    stats = [(path.relative_to(data), path.stat()) for path in paths]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-def cached_patches(
+def cached_features(
     model: QueryEncoder,
-    records: Sequence[CaptionedImage],
+    paths: Sequence[Path],
     data: Path,
     mirrored: bool = False,
     progress: Progress = silent,
     share: Share = ALONE,
 ) -> np.ndarray:
-    """Patch tokens of all images by the frozen tower as a memory map (N,P,C) float16. share: see below."""
-    vision = model.preset.vision
-    paths = [r.path for r in records]
+    """What the frozen part of the tower gives of each image, as a memory map (N,...) float16: `backbone.adapted` makes patch
+    tokens of it. Without adapted blocks these are they, (N,P,C). share: see below."""
     key = {
-        "files": _identities(records, data),
+        "files": _identities(paths, data),
         "flip": mirrored,
-        "vision": dataclasses.asdict(vision),
+        "vision": dataclasses.asdict(model.preset.vision),
         "weights": _weights(model),
         "precision": "float32",
     }
-    cache = RowStore(cache_folder() / "features", key, len(paths), (vision.tokens, vision.width))
+    shape = model.backbone.frozen_shape(model.preset.vision)
+    cache = RowStore(cache_folder() / "features", key, len(paths), shape)
     title = "patch tokens" + (", mirrored" if mirrored else "")
     with progress(len(paths) // share[1], title) as advance:
         cache.fill(_looker(model, paths, mirrored), BATCH, advance, share)
@@ -80,36 +81,36 @@ def cached_patches(
 
 def cached_queries(
     model: QueryEncoder,
-    records: Sequence[CaptionedImage],
+    paths: Sequence[Path],
     data: Path,
     encoder: str,
     mirrored: bool = False,
     progress: Progress = silent,
     share: Share = ALONE,
 ) -> np.ndarray:
-    """Q of all images by the frozen image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
+    """Q of each image by the image Q-Former of fingerprint `encoder`, as a memory map (N,32,W) float16.
 
     share: of several processes each computes its part; all must have returned before the rows are read.
     """
     shape = (model.preset.image_queries, model.preset.image_qformer.width)
-    key = {"files": _identities(records, data), "flip": mirrored, "encoder": encoder, "precision": "float32"}
-    cache = RowStore(cache_folder() / "features", key, len(records), shape)
-    if cache.done == len(records):
+    key = {"files": _identities(paths, data), "flip": mirrored, "encoder": encoder, "precision": "float32"}
+    cache = RowStore(cache_folder() / "features", key, len(paths), shape)
+    if cache.done == len(paths):
         return cache.rows
     title = "query features" + (", mirrored" if mirrored else "")
-    with progress(len(records) // share[1], title) as advance:
+    with progress(len(paths) // share[1], title) as advance:
         if model.preset.blip2:  # 257 x 1408 numbers an image: too many to keep
-            look = _looker(model, [r.path for r in records], mirrored)
+            look = _looker(model, paths, mirrored)
         else:
-            patches = cached_patches(model, records, data, mirrored, progress, share)
+            features = cached_features(model, paths, data, mirrored, progress, share)
 
             def look(start: int, stop: int) -> torch.Tensor:
-                return torch.from_numpy(patches[start:stop]).float().to(model.device)
+                return torch.from_numpy(features[start:stop]).float().to(model.device)
 
         @torch.inference_mode()
         def compute(start: int, stop: int) -> torch.Tensor:
             with full_precision(model.device):
-                return model.query_features(look(start, stop))
+                return model.query_features(model.backbone.adapted(look(start, stop)))
 
         cache.fill(compute, BATCH, advance, share)
     return cache.rows

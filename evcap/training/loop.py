@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from torch.distributed.tensor import DTensor
 
 from evcap.errors import EvcapError
-from evcap.model.evcap import EVCap, load_parts, trained_parts
+from evcap.model.evcap import EVCap, adapted_parts, load_parts, trained_parts
 from evcap.progress import Progress, silent
 from evcap.row_store import Share
 from evcap.runtime import processes, training_precision, use_all_cores
@@ -27,7 +27,8 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Learner(nn.Module):
-    """What accelerate wraps: a model without its frozen tower, which every process keeps whole and nobody exchanges.
+    """What accelerate wraps: a model without its frozen tower, which every process keeps whole and nobody exchanges, but with
+    the blocks of it that are adapted.
 
     Subclasses give the loss in `forward`, from `model`.
     """
@@ -35,6 +36,7 @@ class Learner(nn.Module):
     def __init__(self, model: EVCap):
         super().__init__()
         self.parts = nn.ModuleDict({name: part for name, part in model.named_children() if name != "backbone"})
+        self.tower = nn.ModuleList(adapted_parts(model).values())
         self.__dict__["model"] = model  # no submodule, or the tower would come along
 
 
@@ -87,9 +89,10 @@ class TrainingLoop:
         self.done = saved["step"] if saved else 0
         if saved:
             load_parts(model, saved["tensors"], saved["file"])
-        optimizer = torch.optim.AdamW(
-            parameter_groups(trainer, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-        )
+        groups = parameter_groups(trainer, config.weight_decay, without=trainer.tower.parameters())
+        adapted = [group for group in parameter_groups(trainer.tower, config.weight_decay) if group["params"]]
+        groups += [group | {"lr": config.tower_rate} for group in adapted]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         from transformers import get_cosine_with_min_lr_schedule_with_warmup  # slow import
 
         self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ from evcap.files import replacing, write_text
 from evcap.weights.wheels import read_safetensors, write_safetensors
 
 
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(module: torch.nn.Module, weight_decay: float, without: Iterable[torch.nn.Parameter] = ()) -> list[dict]:
     """Trainable parameters; norms, biases and single vectors without weight decay, as in the EVCap release."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    left_out = set(without)
+    trainable = [p for p in module.parameters() if p.requires_grad and p not in left_out]
     return [
         {"params": [p for p in trainable if p.squeeze().ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.squeeze().ndim <= 1], "weight_decay": 0.0},

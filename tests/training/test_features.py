@@ -13,11 +13,10 @@ from PIL import Image
 from places import REPOSITORY
 from tiny import tiny_evcap
 
-from evcap.datasets.coco import CaptionedImage
 from evcap.model.evcap import EVCap
 from evcap.model.vision import VisionEncoder
 from evcap.row_store import RowStore
-from evcap.training.features import cached_patches, cached_queries
+from evcap.training.features import cached_features, cached_queries
 
 KEY, ITEMS, SHAPE = {"weights": "a", "files": ["x", "y"]}, 10, (2, 3)
 KILLED = """
@@ -133,38 +132,38 @@ def model() -> EVCap:
 
 
 @pytest.fixture
-def records(tmp_path, monkeypatch) -> list[CaptionedImage]:
+def paths(tmp_path, monkeypatch) -> list[Path]:
     """Three images in tmp_path, the cache beside them."""
     monkeypatch.setenv("EVCAP_CACHE", str(tmp_path / "cache"))
-    records = []
+    paths = []
     for number in range(3):
         path = tmp_path / f"{number}.png"
         Image.fromarray(np.linspace(0, 80 * (number + 1), 64 * 64).reshape(64, 64).T.astype(np.uint8)).save(path)
-        records.append(CaptionedImage(number, path, ["a"]))
-    return records
+        paths.append(path)
+    return paths
 
 
-def test_features_of_pictures(model, records, tmp_path):
-    patches = cached_patches(model, records, tmp_path)
+def test_features_of_pictures(model, paths, tmp_path):
+    patches = cached_features(model, paths, tmp_path)
     assert patches.shape == (3, 4, 20) and model.backbone.calls == 1
     assert (np.diff(patches.astype(np.float32), axis=2) >= 0).all()  # brighter to the right
-    mirrored = cached_patches(model, records, tmp_path, mirrored=True)
+    mirrored = cached_features(model, paths, tmp_path, mirrored=True)
     assert (np.diff(mirrored.astype(np.float32), axis=2) <= 0).all() and (mirrored != patches).any()
-    assert (cached_patches(model, records, tmp_path) == patches).all() and model.backbone.calls == 2
+    assert (cached_features(model, paths, tmp_path) == patches).all() and model.backbone.calls == 2
 
-    queries = cached_queries(model, records, tmp_path, "encoder a")
+    queries = cached_queries(model, paths, tmp_path, "encoder a")
     assert queries.shape == (3, 6, 24) and model.backbone.calls == 2  # from the patch tokens on disk
     with torch.inference_mode():
         direct = model.query_features(torch.from_numpy(patches.astype(np.float32)))
     np.testing.assert_allclose(queries.astype(np.float32), direct.numpy(), atol=0.002)  # kept as float16
     model.image_qformer.forward = None  # nothing is computed a second time ...
-    assert (cached_queries(model, records, tmp_path, "encoder a") == queries).all()
+    assert (cached_queries(model, paths, tmp_path, "encoder a") == queries).all()
     with pytest.raises(TypeError):  # ... but by another encoder
-        cached_queries(model, records, tmp_path, "encoder b")
+        cached_queries(model, paths, tmp_path, "encoder b")
 
 
-def test_other_weights_of_a_tower_are_computed_anew(model, records, tmp_path):
+def test_other_weights_of_a_tower_are_computed_anew(model, paths, tmp_path):
     for calls, weight in ((1, 0.5), (2, 0.75), (2, 0.5)):  # the third are on disk
         model.backbone.told = {"sample": torch.tensor([weight])}
-        cached_patches(model, records, tmp_path)
+        cached_features(model, paths, tmp_path)
         assert model.backbone.calls == calls
