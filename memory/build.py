@@ -3,8 +3,9 @@
     python memory/build.py memory/configs/embedded.yaml --data DIR --output FOLDER [--trained FILE] [--engine ray]
 
 Sources: boxes with a class (each crop is an image of its class), boxes with phrases (of the object name that a phrase is
-about), captioned photos whose captions agree on an object name, scenes with a label, LVIS, folders of named images, and CSV files. A name's images are drawn at random from all sources
-together. A run that was killed goes on where it was; images that do not open are reported and left out.
+about), captioned photos whose captions agree on an object name, scenes with a label, LVIS, folders of named images, and CSV
+files. A name's images are drawn at random from all sources together. A run that was killed goes on where it was; images that
+do not open are reported and left out.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ def main(
     chosen = choose(candidates, config.per_name, config.seed)
     if not chosen:
         raise EvcapError(
-            f"{config_path}: the sets hold no image of any name; see `boxes`, `phrases`, `captions`, `names`, `scenes`, `lvis`, "
-            "`folders` and `csv`"
+            f"{config_path}: the sets hold no image of any name; see `boxes`, `phrases`, `captions`, `names`, `scenes`, "
+            "`lvis`, `folders` and `csv`"
         )
     memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, shown(quiet))
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")

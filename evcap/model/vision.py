@@ -1,4 +1,4 @@
-"""Image towers: pixels (B,3,S,S) -> patch tokens (B,P,C). Frozen, but for the last blocks of one kind where a preset says so."""
+"""Image towers: pixels (B,3,S,S) -> patch tokens (B,P,C). Frozen, but for last blocks that a preset adapts."""
 
 from __future__ import annotations
 
