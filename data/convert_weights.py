@@ -35,6 +35,7 @@ from evcap.model.evcap import trained_parts
 from evcap.training.initial import first_tensors
 from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.weights.release import read_release, read_release_memory
+from evcap.weights.shipped import read_trained
 from evcap.weights.wheels import read_safetensors, write_safetensors
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -97,7 +98,7 @@ def memory(
     load_blip2(model, settings.blip2, torch.float32)
     trained = assets_folder(preset, settings) / "trained.safetensors"
     if settings.assets and trained.exists():  # the release trains the query tokens, too
-        model.image_qformer.queries = torch.nn.Parameter(read_safetensors(trained)["image_qformer.queries"].float())
+        model.image_qformer.queries = torch.nn.Parameter(read_trained(trained)["image_qformer.queries"].float())
     images = [f"{file.name} {number}" for number in range(len(names))]
     made = VisualNameMemory.build(keys, names, ["EVCap release"] * len(names), images, encoder_fingerprint(model))
     made.save(output)

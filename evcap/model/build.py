@@ -20,6 +20,7 @@ from evcap.model.transformers_tower import open_tower
 from evcap.model.vision import VisionEncoder
 from evcap.runtime import NUMBERS, QUANTIZED, language_dtype, tower_dtype, training_precision
 from evcap.weights.blip2 import load_blip2
+from evcap.weights.shipped import read_trained
 from evcap.weights.sources import local_or_hub, without_reports
 from evcap.weights.wheels import (
     MINILM_WEIGHTS,
@@ -170,7 +171,7 @@ def _filled(model: QueryEncoder, trained: str | Path | None, device: torch.devic
     if model.preset.blip2:
         load_blip2(model, model.preset.blip2, tower_dtype(True, device))
     if trained is not None:
-        load_parts(model, read_safetensors(trained), str(trained))
+        load_parts(model, read_trained(trained), str(trained))
     for name, part in model.named_children():
         if name not in stay:
             part.to(device)
