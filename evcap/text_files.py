@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from evcap.errors import EvcapError
@@ -64,16 +64,21 @@ def read_json(path: str | Path, most: int = LARGEST_JSON):
         raise EvcapError(f"{path} is not JSON: {one_line(error)}") from None
 
 
-def read_table(path: str | Path, needed: set[str], expected: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+def read_table(
+    path: str | Path, needed: set[str], expected: str, aliases: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, dict[str, str | None]]]:
     """(line, row) of each row of a CSV file whose columns include the `needed`, separated by commas, semicolons or tabs.
 
-    expected: what the first line must be, in words. Raises EvcapError for another first line and for what is no CSV file.
+    expected: what the first line must be, in words. aliases: what a column may be called -> what it is called in the rows,
+    where no other column is called so. Raises EvcapError for another first line and for what is no CSV file.
     """
     try:
         text = read_text(path, what="a CSV file in UTF-8")
         for delimiter in DELIMITERS:
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            names = [name.strip() for name in reader.fieldnames or ()]
+            known = {name: meant for name, meant in (aliases or {}).items() if meant not in names}
+            reader.fieldnames = [known.get(name, name) for name in names]
             if needed <= set(reader.fieldnames):
                 break
         else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from torch import nn
@@ -31,9 +32,10 @@ from evcap.language.similarity import TextTower, nearest_query
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap, adapted_parts
 from evcap.runtime import half_precision
+from evcap.training.classes import Classes
 from evcap.training.features import cached_features
 from evcap.training.loop import Learner, TrainingLoop
-from evcap.training.pretraining_losses import info_nce, similarity_penalty, word_loss, word_targets
+from evcap.training.pretraining_losses import class_loss, info_nce, similarity_penalty, word_loss, word_targets
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml
 
@@ -50,6 +52,9 @@ class Config:
     preset: str = "embedded"
     start_from: str | None = None  # trained tensors of an earlier run
     tower_rate: float = 0.0  # learning rate of the tower's adapted blocks; 0: they stay as they are
+    class_weight: float = 0.0
+    classes: str = ""  # CSV below --data with a photo of each class of the tower's classifier, see evcap/training/classes.py
+    class_photos: int = 8  # that many of them join each forward pass
     zoom: float = 0.0  # share of the images of which a part is seen, 0.7 to 1 of each side; needs adapted blocks
     accumulate: int = 1
     contrast_weight: float = 1.0
@@ -70,22 +75,30 @@ class Config:
 class Pretrainer(Learner):
     """EVCap with the losses of pretraining as one forward pass."""
 
-    def forward(self, features, texts, extra_texts, words, targets, captions):
-        """features (B,...), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w) -> dict of losses.
+    def forward(self, features, texts, extra_texts, words, targets, names, seen, captions):
+        """features (B+c,...), texts (B,n,384), extra_texts (m,384), words (w,384), targets (B,w), names (k,384), seen (B+c,k)
+        -> dict of losses.
 
-        features: of the frozen part of the tower. captions: PackedCaptions, or None when captioning is not trained.
+        features: of the frozen part of the tower; the last c are photos of classes, without captions. names, seen: of the
+        classes, and their probabilities; k is 0 where they are not learned. captions: PackedCaptions, or None when captioning
+        is not trained.
         """
         queries = self.model.query_features(self.model.backbone.adapted(features))
-        count = texts.shape[1]
-        texts = self.model.text_projection(torch.cat([texts.flatten(0, 1), extra_texts, words]))
+        own, count = texts.shape[:2]
+        parts = [texts.flatten(0, 1), extra_texts, words, names]
+        texts = self.model.text_projection(torch.cat(parts))
         with torch.autocast(features.device.type, enabled=False):
-            texts, words = nn.functional.normalize(texts.float(), dim=-1).split([len(texts) - len(words), len(words)])
+            texts = nn.functional.normalize(texts.float(), dim=-1)
+            texts, words, names = texts.split([len(texts) - len(words) - len(names), len(words), len(names)])
             singles = nn.functional.normalize(queries.float(), dim=-1)
             mean = nn.functional.normalize(queries.float().mean(1), dim=-1)
             losses = {
-                "contrast": info_nce(nearest_query(queries, texts), count),
-                "word": word_loss(singles, mean, words, targets) + similarity_penalty(singles),
+                "contrast": info_nce(nearest_query(queries[:own], texts), count),
+                "word": word_loss(singles[:own], mean[:own], words, targets) + similarity_penalty(singles[:own]),
             }
+            if len(names):
+                losses["class"] = class_loss(singles, mean, names, seen)
+        queries = queries[:own]
         if captions is not None:
             language = self.model.language
             prompt = language.prompt(self.model.projection(queries), [[]] * len(queries), self.tail_slots)
@@ -141,23 +154,31 @@ def main(
     accelerator, progress = loop.accelerator, loop.progress
     preset = load_preset(config.preset)
     adapts = preset.vision.adapted_from is not None
-    if (config.tower_rate or config.zoom) and not adapts:
-        raise EvcapError(f"{config_path}: tower_rate and zoom need a preset with vision.adapted_from, '{preset.name}' has none")
+    if (config.tower_rate or config.zoom or config.class_weight) and not adapts:
+        raise EvcapError(
+            f"{config_path}: tower_rate, zoom and class_weight need a preset with vision.adapted_from, '{preset.name}' has none"
+        )
     precision = language_precision_in_training(preset, accelerator.device)
     model = build_model(preset, config.start_from, precision, accelerator.device, sharded=loop.sharded)
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate]
     paths, val_paths = ([r.path for r in some] for some in (records, val_records))
-    plain = cached_features(model, paths, data, False, progress, loop.share)
-    mirrored = cached_features(model, paths, data, True, progress, loop.share)
+    classes = Classes(preset.vision, data / config.classes) if config.class_weight else None
+    views, photo_views = (
+        [cached_features(model, some, data, flip, progress, loop.share) for flip in (False, True)]
+        for some in (paths, classes.photos if classes else [])
+    )
     val_rows = cached_features(model, val_paths, data, False, progress, loop.share)
     accelerator.wait_for_everyone()
+    seen_classes = [classes.seen(view, progress) for view in views] if classes else []
+    photo_classes = classes.of_photos(photo_views[0]) if classes else torch.zeros(0, 0)
     captions = [[clean_caption(c) for c in r.captions] for r in records]
     per_picture = min(map(len, captions))
     words, targets = word_targets(captions)
     with accelerator.main_process_first():
         embedded = cached_sentences([c for row in captions for c in row[:per_picture]], progress)
         word_texts = cached_sentences(words, progress)
+        class_texts = cached_sentences(classes.names if classes else [], progress)
     embedded = embedded.view(len(records), per_picture, -1)
 
     model.train()
@@ -188,10 +209,16 @@ def main(
         return values
 
     for rows, _ in loop.batches(scores):
-        coins = torch.rand(len(rows)) < 0.5
-        views = [mirrored if coin else plain for coin in coins]
-        features = torch.stack([torch.from_numpy(view[row]) for view, row in zip(views, rows, strict=True)]).float()
-        zoomed = torch.rand(len(rows)) < config.zoom
+        coins = (torch.rand(len(rows)) < 0.5).int().tolist()
+        features = [views[coin][row] for coin, row in zip(coins, rows, strict=True)]
+        told = torch.zeros(len(rows), 0)
+        if classes:
+            photos = torch.randint(len(photo_classes), (config.class_photos,)).tolist()
+            features += [photo_views[torch.rand(1).item() < 0.5][photo] for photo in photos]
+            told = [seen_classes[coin][row] for coin, row in zip(coins, rows, strict=True)]
+            told = torch.stack([*told, *photo_classes[photos]]).float()
+        features = torch.from_numpy(np.stack(features)).float()
+        zoomed = torch.rand(len(features)) < config.zoom
         if zoomed.any():
             features[zoomed] = parts_of(features[zoomed])
         packed = None
@@ -201,7 +228,7 @@ def main(
         others = torch.randint(len(records), (config.extra_texts,))
         others = others[~torch.isin(others, torch.tensor(rows))]
         extra = embedded[others, torch.randint(per_picture, (len(others),))]
-        tensors = (features, embedded[rows], extra, word_texts, targets[rows].float())
+        tensors = (features, embedded[rows], extra, word_texts, targets[rows].float(), class_texts, told)
         losses = trainer(*(t.to(accelerator.device) for t in tensors), packed)
         loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 

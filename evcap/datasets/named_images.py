@@ -18,6 +18,7 @@ from evcap.text_files import one_line, read_table
 
 Report = Callable[[str], object]
 Box = tuple[float, float, float, float]
+ALIASES = {"file": "image", "file_name": "image"}  # the latter in the image folders of Hugging Face's datasets
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
@@ -88,14 +89,15 @@ def read_named_folders(folder: str | Path, source: str, report: Report = lambda 
 
 
 def read_named_csv(path: str | Path, source: str) -> list[NamedImage]:
-    """Images of a CSV file with the columns image and name, and x1, y1, x2, y2 for boxes, which may be empty.
+    """Images of a CSV file with the columns image (or file, file_name) and name, and x1, y1, x2, y2 for boxes, which may be
+    empty.
 
     Columns are separated by commas, semicolons or tabs; image paths are relative to the file. Raises EvcapError for missing
     columns or images and for rows that say nothing.
     """
     path = Path(path)
     expected = f"its first line must name the columns image,name and may add {','.join(CORNERS)}"
-    items = [_csv_item(path, line, row, source) for line, row in read_table(path, {"image", "name"}, expected)]
+    items = [_csv_item(path, line, row, source) for line, row in read_table(path, {"image", "name"}, expected, ALIASES)]
     missing = [item.path for item in items if not item.path.is_file()]
     if missing:
         raise EvcapError(f"{path}: {len(missing)} image files are missing, the first is {missing[0]}")

@@ -138,6 +138,12 @@ def efficientnet_lite2_state() -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if not k.startswith("_fc.")}
 
 
+def efficientnet_lite2_classifier() -> tuple[torch.Tensor, torch.Tensor]:
+    """Its classifier of ImageNet's 1,000 classes, in the order of their WordNet ids: weight (1000,1280), bias (1000,)."""
+    state = torch.load(EFFICIENTNET.locate(), weights_only=True, map_location="cpu")
+    return state["_fc.weight"], state["_fc.bias"]
+
+
 def smollm2_folder() -> Path:
     """A transformers folder (config, tokenizer, bfloat16 safetensors) of SmolLM2-135M-Instruct, made once from its GGUF."""
     folder = _smollm2_cache()

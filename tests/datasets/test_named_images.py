@@ -60,11 +60,14 @@ def test_csv_with_and_without_boxes(tmp_path):
     assert (second.name, second.box) == ("crèche", None)
     (tmp_path / "short.csv").write_text("note,name,image\n,dog,images/a.png\n")
     assert [i.name for i in read_named_csv(tmp_path / "short.csv", "s")] == ["dog"]
+    for text in ("file,name\nimages/a.png,dog", "file_name;name\nimages/a.png;dog", "file,image,name\nx.png,images/a.png,dog"):
+        (tmp_path / "other.csv").write_text(text)
+        assert [i.label for i in read_named_csv(tmp_path / "other.csv", "o")] == ["images/a.png"]
 
 
 BAD = [
     ("", "its first line must name the columns image,name"),
-    ("file,name\na.png,dog\n", "its first line must name the columns image,name"),
+    ("path,name\na.png,dog\n", "its first line must name the columns image,name"),
     ("image,name\na.png,\n", "line 2: the image or its name is missing"),
     ("image,name\na.png\n", "line 2: the image or its name is missing"),
     ("image,name\na.png,!!\n", "'!!' holds nothing that can be said"),
