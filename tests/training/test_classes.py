@@ -80,7 +80,7 @@ def test_another_number_of_classes_and_another_tower_are_refused(photos, monkeyp
     with pytest.raises(EvcapError, match="'blip2-vit' has no classifier"):
         Classes(load_preset("evcap-vicuna-13b").vision, csv)
     monkeypatch.setattr(evcap.training.classes, "efficientnet_lite2_classifier", efficientnet_lite2_classifier)
-    with pytest.raises(EvcapError, match="names 4 images; the classifier has 1000 classes: one of each, please"):
+    with pytest.raises(EvcapError, match="names 4 images, the classifier has 1000 classes: one of each"):
         Classes(adapted().vision, csv)
 
 
