@@ -57,7 +57,7 @@ def test_sound_folder_passes(folder):
 def test_missing_set_is_a_problem_if_asked_for(folder):
     shutil.rmtree(folder / "ucm")
     code, output = check(folder)
-    assert code == 0 and "not there: ucm, coco_plus, coco-karpathy, flickr30k, nocaps, whoops" in output
+    assert code == 0 and "not there: ucm, coco-karpathy, flickr30k, nocaps, whoops" in output
     code, output = check(folder, "ucm", "coco")
     assert code == 1 and "ucm: there is no" in output and "flickr8k" not in output
     code, output = check(folder, "coco")
