@@ -252,8 +252,7 @@ class Captioner:
 
     def retrieve(self, queries: torch.Tensor) -> list[list[RetrievedName]]:
         """Q (N,32,W) -> names by the preset's retrieval rule."""
-        rule = self.preset.memory
-        return self.memory.search(queries, rule.top_k, rule.sub_top_k, rule.names)
+        return self.memory.retrieve(queries, self.preset.memory)
 
     @torch.inference_mode()
     def query_features(self, images: Picture | Iterable[Picture], batch_size: int = 16) -> torch.Tensor:

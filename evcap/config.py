@@ -77,13 +77,22 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True)
+class Votes:
+    """Retrieval by votes: the `neighbours` keys nearest to the mean query vote, with exp(`sharpness` x cosine) each."""
+
+    neighbours: int = 100
+    sharpness: float = 20.0
+
+
+@dataclass(frozen=True)
 class MemoryConfig:
-    """Retrieval rule of the EVCap release: of the `top_k` nearest keys of each query the best `sub_top_k` stay, and of those
-    the first `names` names are used."""
+    """Retrieval: the first `names` names by `votes`, where they are set, else by the rule of the EVCap release: of the `top_k`
+    nearest keys of each query the best `sub_top_k` stay."""
 
     top_k: int = 5
     sub_top_k: int = 32
     names: int = 10
+    votes: Votes | None = None
 
 
 @dataclass(frozen=True)

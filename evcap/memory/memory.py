@@ -12,42 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
+from evcap.config import MemoryConfig
 from evcap.errors import EvcapError
+from evcap.memory.arrays import as_array, unit_keys
 from evcap.memory.duplicates import KnownEntries
 from evcap.memory.index import CHUNK, ApproximateIndex, build_index, exact_search, on_gpus
 from evcap.memory.index_kind import FEWEST, IndexKind, kind_for
 from evcap.memory.manifest import COLUMNS, Contents, MemoryFormatError
 from evcap.memory.names import clean_name
-from evcap.memory.ranking import Owners, RetrievedName, ranked_names
+from evcap.memory.ranking import Owners, RetrievedName, ranked_names, voted_names
 from evcap.memory.storage import check_units, read_memory, write_memory
 from evcap.progress import Progress, silent
 from evcap.text_files import brief
-
-ROUNDING = 5e-4  # of the length of a unit vector, by its float16 numbers
-
-
-def _array(values) -> np.ndarray:
-    """The array of an array or of a tensor on any device; bfloat16, which numpy lacks, becomes float32."""
-    if hasattr(values, "detach"):  # told by its manner: importing torch would cost a second
-        values = values.detach().cpu()
-        if str(values.dtype) == "torch.bfloat16":
-            values = values.float()
-    return np.asarray(values)
-
-
-def _unit(keys) -> np.ndarray:
-    keys = _array(keys)
-    if keys.ndim != 2 or not np.issubdtype(keys.dtype, np.floating):
-        raise EvcapError(f"keys must be a floating array (M,D), got {keys.dtype} {keys.shape}")
-    unit = np.empty(keys.shape, keys.dtype if keys.dtype in (np.float16, np.float32) else np.float32)
-    for start in range(0, len(keys), CHUNK):
-        wide = keys[start : start + CHUNK].astype(np.float32)
-        length = np.linalg.norm(wide, axis=1, keepdims=True)
-        if not np.isfinite(length).all() or (length == 0).any():
-            raise EvcapError("a key is zero or not finite; such an image cannot be found again")
-        length[np.abs(length - 1) < ROUNDING] = 1  # of another memory: each division would round it anew
-        unit[start : start + CHUNK] = wide / length
-    return unit
 
 
 def checked_name(name: str) -> str:
@@ -75,7 +51,7 @@ class VisualNameMemory:
     @classmethod
     def build(cls, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str], encoder: str):
         """New memory from keys (M,D), which are normalised here. Raises EvcapError for unequal counts or empty names."""
-        keys = _array(keys)
+        keys = as_array(keys)
         memory = cls.empty(keys.shape[-1], encoder, keys.dtype)
         memory._append(*memory._checked(keys, names, sources, images))
         return memory
@@ -110,22 +86,53 @@ class VisualNameMemory:
         similar stay (ties: lower query, then nearer rank); names are cleaned, repeats dropped, the first `limit` returned.
         exclude: for each image one whose entries it must not find, so that training images do not find themselves.
         """
-        queries = _array(queries).astype(np.float32, copy=False)
+        similarity, entry = self._hits(self._queries(queries), top_k, exclude)
+        return [ranked_names(s, e, self.names, sub_top_k, limit) for s, e in zip(similarity, entry, strict=True)]
+
+    def vote(
+        self, queries, neighbours: int = 100, sharpness: float = 20.0, limit: int = 6, exclude: Sequence[str] | None = None
+    ) -> list[list[RetrievedName]]:
+        """Names for B images from their query features (B,Q,D), best first, by votes of the entries that are alike.
+
+        The mean query, of which keys are made, takes its `neighbours` nearest keys; each votes for its name with
+        exp(`sharpness` x cosine), and the `limit` names with most votes are returned, each with the query nearest to its
+        nearest key. So one key that is much nearer than others wins alone; of many about as near, the name most of them bear.
+        exclude: as in `search`.
+        """
+        queries = self._queries(queries)
+        similarity, entry = self._hits(queries.mean(axis=1, keepdims=True), neighbours, exclude)
+        found = []
+        for own, values, places in zip(queries, similarity[:, 0], entry[:, 0], strict=True):
+            unit = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            first = voted_names(values, places, self.names, sharpness)[:limit]
+            found.append([RetrievedName(n, value, int(np.argmax(unit @ self.keys[place]))) for n, value, place in first])
+        return found
+
+    def retrieve(self, queries, rule: MemoryConfig, exclude: Sequence[str] | None = None) -> list[list[RetrievedName]]:
+        """Names for B images from their query features (B,Q,D), by a preset's rule."""
+        if rule.votes:
+            return self.vote(queries, rule.votes.neighbours, rule.votes.sharpness, rule.names, exclude)
+        return self.search(queries, rule.top_k, rule.sub_top_k, rule.names, exclude)
+
+    def _queries(self, queries) -> np.ndarray:
+        queries = as_array(queries).astype(np.float32, copy=False)
         if queries.ndim != 3 or queries.shape[2] != self.keys.shape[1]:
             raise EvcapError(f"queries must be (B,Q,{self.keys.shape[1]}), got {queries.shape}")
+        return queries
+
+    def _hits(self, queries: np.ndarray, top_k: int, exclude: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities and entries (B,Q,h) of the nearest keys of queries (B,Q,D), of whatever length, best first."""
         batch, count, dim = queries.shape
         if exclude is not None and len(exclude) != batch:
             raise EvcapError(f"exclude names {len(exclude)} images for {batch} images")
         owners = None if exclude is None else self._known_owners()
         wanted = min(top_k + (owners.most(exclude) if owners else 0), len(self))
         if batch == 0 or wanted == 0:
-            return [[] for _ in range(batch)]
+            return np.zeros((batch, count, 0), np.float32), np.zeros((batch, count, 0), np.int64)
         flat = queries.reshape(-1, dim)
         flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         similarity, entry = (found.reshape(batch, count, wanted) for found in self.nearest(flat, wanted))
-        if owners:
-            similarity, entry = owners.others(similarity, entry, exclude, top_k)
-        return [ranked_names(s, e, self.names, sub_top_k, limit) for s, e in zip(similarity, entry, strict=True)]
+        return owners.others(similarity, entry, exclude, top_k) if owners else (similarity, entry)
 
     def _known_owners(self) -> Owners:
         if self._owners is None or not self._owners.made_from(self.images):
@@ -201,7 +208,7 @@ class VisualNameMemory:
 
     def _checked(self, keys, names: Sequence[str], sources: Sequence[str], images: Sequence[str]) -> tuple:
         """Keys and the three columns as the memory keeps them. Raises EvcapError as `add`."""
-        keys = _unit(keys)
+        keys = unit_keys(keys)
         if not len(keys) == len(names) == len(sources) == len(images):
             raise EvcapError(f"{len(keys)} keys, {len(names)} names, {len(sources)} sources, {len(images)} images: unequal")
         if keys.shape[1] != self.keys.shape[1]:

@@ -1,7 +1,8 @@
-"""From the hits of an image's queries to its names, by the EVCap release's rule; and which hits are the image's own."""
+"""From the hits of an image's queries to its names, by the EVCap release's rule or by votes; and which hits are its own."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from evcap.memory.names import clean_name
 
 @dataclass(frozen=True)
 class RetrievedName:
-    """A name with the cosine similarity of its best hit and the query (0 to 31) that made it."""
+    """A name with the cosine similarity of its best hit and the query (0 to 31) that made it, or comes nearest to it."""
 
     name: str
     similarity: float
@@ -38,6 +39,23 @@ def ranked_names(
         if name not in kept and place >= 0 and np.isfinite(value):  # -1: the index found nothing near a NaN
             kept[name] = RetrievedName(name, value, query)
     return list(kept.values())[:limit]
+
+
+def voted_names(
+    similarity: np.ndarray, entry: np.ndarray, names: Sequence[str], sharpness: float
+) -> list[tuple[str, float, int]]:
+    """Names that the entries (h,) nearest to an image vote for with exp(sharpness x similarity), most votes first.
+
+    Each comes with the similarity of its nearest entry, and that entry. Entry -1 has no vote.
+    """
+    votes: dict[str, float] = {}
+    nearest: dict[str, tuple[float, int]] = {}
+    for value, place in zip(similarity.tolist(), entry.tolist(), strict=True):
+        if place >= 0 and np.isfinite(value):  # -1: the index found nothing near a NaN, or no more
+            name = clean_name(names[place])
+            votes[name] = votes.get(name, 0.0) + math.exp(sharpness * value)
+            nearest.setdefault(name, (value, place))
+    return [(name, *nearest[name]) for name in sorted(votes, key=votes.__getitem__, reverse=True)]
 
 
 def image_key(name: str) -> str:

@@ -131,7 +131,7 @@ def cached_names(
     with progress(len(rows), "retrieval") as advance:
         for start in range(0, len(rows), RETRIEVED):
             part = slice(start, start + RETRIEVED)
-            found = memory.search(rows[part].astype("float32"), rule.top_k, rule.sub_top_k, rule.names, exclude=images[part])
+            found = memory.retrieve(rows[part].astype("float32"), rule, images[part])
             names += [[name.name for name in row] for row in found]
             advance(len(found))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -130,6 +130,8 @@ def test_small_and_strange_searches():
     assert memory.search(np.zeros((0, 3, 4))) == []
     assert memory.search(np.full((1, 3, 4), np.nan)) == [[]]
     assert memory.search(np.ones((1, 3, 4)), exclude=["x.jpg"]) == [[]]
+    assert empty.vote(np.ones((2, 3, 4))) == [[], []] and memory.vote(np.zeros((0, 3, 4))) == []
+    assert memory.vote(np.full((1, 3, 4), np.nan)) == [[]] == memory.vote(np.ones((1, 3, 4)), exclude=["x.jpg"])
     best = memory.search(np.eye(4)[None, 2:3], limit=1)
     assert [(hit.name, hit.similarity, hit.query) for hit in best[0]] == [("c", 1.0, 0)]
     for shape, images in (((3, 4), None), ((1, 3, 5), None), ((1, 3, 4), ["a.jpg", "b.jpg"])):

@@ -76,6 +76,37 @@ def test_excluding_a_photos_nearest_picture_changes_what_is_found(memory, featur
         assert free[0].similarity > barred[0].similarity
 
 
+@pytest.mark.parametrize("excluding", [False, True])
+@pytest.mark.parametrize("neighbours, sharpness, names", [(100, 20.0, 6), (100, 10.0, 6), (1, 20.0, 6), (5, 5.0, 2)])
+def test_votes_are_those_of_a_loop(memory, features, neighbours, sharpness, names, excluding):
+    single = np.sort(np.unique(memory.keys, axis=0, return_index=True)[1])  # one name a photo: equal keys come in any order
+    labels, pictures = ([column[i] for i in single] for column in (memory.names, memory.images))
+    keys = memory.keys[single]
+    lone = VisualNameMemory.build(keys, labels, labels, pictures, memory.encoder)
+    cosines = unit(features.astype(np.float64).mean(1)) @ keys.T.astype(np.float64)
+    images = [pictures[best] for best in cosines.argmax(1)]
+    found = lone.vote(features, neighbours, sharpness, names, images if excluding else None)
+    for photo, (rows, cosine) in enumerate(zip(found, cosines, strict=True)):
+        allowed = [i for i, image in enumerate(pictures) if not (excluding and image == images[photo])]
+        votes = {}
+        for i in sorted(allowed, key=(-cosine).__getitem__)[:neighbours]:
+            votes.setdefault(labels[i], []).append(i)
+        total = {name: sum(np.exp(sharpness * cosine[i]) for i in entries) for name, entries in votes.items()}
+        assert [hit.name for hit in rows] == sorted(total, key=total.get, reverse=True)[:names]
+        for hit in rows:
+            nearest = votes[hit.name][0]
+            assert hit.similarity == pytest.approx(cosine[nearest], abs=2e-6)
+            assert hit.query == int((unit(features[photo]) @ keys[nearest].astype(np.float32)).argmax())
+
+
+def test_one_entry_of_the_very_photo_outvotes_many_of_others(memory, features):
+    """What somebody adds is found, however many photos of men the memory holds."""
+    edited = VisualNameMemory.build(memory.keys, memory.names, memory.sources, memory.images, memory.encoder)
+    edited.add(features[:1].mean(1), ["heirloom"], ["mine"], ["mine.jpg"])
+    assert edited.vote(features[:1])[0][0].name == "heirloom"
+    assert "heirloom" not in {hit.name for hit in memory.vote(features[:1])[0]}
+
+
 def test_a_picture_is_known_by_its_id_however_its_file_is_spelled(features):
     """COCO's Karpathy splits and LVIS name one photo in two ways; both leave its own entries out, those of others stay."""
     keys = features.mean(1)
