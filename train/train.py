@@ -1,9 +1,10 @@
 """Training of EVCap itself (arXiv 2311.15879, section 3.3): retrieval on, fusion + projection + T_obj learn.
 
 The image tower, the image Q-Former and the language model are frozen (its LoRA may learn on), so Q and the retrieved names
-of every image are computed once and kept. An image that is itself in the memory never finds its own entries. Two
-augmentations make the captions listen to the memory: names are dropped, and names are renamed together with the words of the
-captions they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not its guess.
+of every image are computed once and kept. An image that is itself in the memory never finds its own entries. Augmentations
+make the captions listen to the memory, as far as it is right: names are dropped; names are renamed together with the words of
+the captions they stand for (dog -> teapot in both), so that the model learns to say the retrieved name and not its guess; and
+some images are left with wrong names alone, for those of images that the Q-Former has seen are right more often than others'.
 
 `release: true` trains what the EVCap release trains: projection, T_obj and the query tokens of the image Q-Former, while the
 fusion stays as it was drawn. Q then changes with every step, so tower, Q-Former and retrieval run in each.
@@ -15,7 +16,7 @@ fusion stays as it was drawn. Q then changes with every step, so tower, Q-Former
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ from evcap.training.renaming import Renamer
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml
 
+SPARE = 6  # names beside those that a caption is written from, to take the places of hidden ones
+
 
 @dataclass(frozen=True)
 class Config:
@@ -61,6 +64,7 @@ class Config:
     mirror: bool = True  # half of the images are seen mirrored
     substitutes: str = ""  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
     rename: float = 0.5  # share of images whose matched names are renamed
+    wrong_names: float = 0.0  # share of images that lose all names which their captions say; the next ones take their places
     drop_names: float = 0.05  # share of retrieved names left out; half as many images lose all of them
     last_rate: float = 0.0  # share of the learning rate that is left at the end
     weight_decay: float = 0.05
@@ -122,17 +126,23 @@ def trainable(name: str, config: Config) -> bool:
 
 def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Renamer | None:
     if not config.substitutes:
+        if config.wrong_names:
+            raise EvcapError("wrong_names needs `substitutes`, as all changes of names do")
         return None
     lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
     return Renamer(memory.counts(), [row[0] for path in lists for row in read_name_list(path)], SentenceEmbedder())
 
 
-def texts_of(names: list[str], captions: list[str], renamer: Renamer | None, config: Config, draw: random.Random):
-    """Names and captions of one image as this step tells them: some names dropped, some renamed in both."""
+def texts_of(
+    names: list[str], captions: list[str], renamer: Renamer | None, config: Config, count: int, draw: random.Random
+) -> tuple[list[str], list[str]]:
+    """At most `count` names and the captions of one image as this step tells them: some names dropped, some renamed in both."""
     said = draw.sample(captions, len(captions))
     if renamer is None:
-        return names, said
-    kept = renamer.drop(names, config.drop_names, draw)
+        return names[:count], said
+    if config.wrong_names and draw.random() < config.wrong_names:
+        names = renamer.unsaid(names, captions)
+    kept = renamer.drop(names[:count], config.drop_names, draw)
     table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
     return [table.get(name, name) for name in kept], [renamer.replace(caption, table) for caption in said]
 
@@ -167,9 +177,11 @@ def main(
         val_queries = cached_queries(model, val_paths, data, encoder, False, progress, loop.share)
     accelerator.wait_for_everyone()
     files, told = [path.name for path in paths], f"{config.sets} {config.without_names}"
+    rule = preset.memory
+    longer = replace(rule, names=rule.names + SPARE) if config.wrong_names else rule
     with accelerator.main_process_first():
         view_names = [
-            cached_names(memory, view, files, preset.memory, f"{told} {flip}", progress)
+            cached_names(memory, view, files, longer, f"{told} {flip}", progress)
             for flip, view in zip(flips, views, strict=False)
         ]
 
@@ -210,7 +222,7 @@ def main(
                 names = [[n.name for n in row] for row in captioner.retrieve(queries)]
             else:
                 names = [view_names[view][row] for view, row in zip(chosen, rows, strict=True)]
-            told = [texts_of(n, captions[row], renamer, config, draw) for n, row in zip(names, rows, strict=True)]
+            told = [texts_of(n, captions[row], renamer, config, rule.names, draw) for n, row in zip(names, rows, strict=True)]
             packed = model.language.pack([said for _, said in told], config.text_slots, config.max_tokens)
             return [kept for kept, _ in told], packed
 

@@ -43,6 +43,11 @@ class Renamer:
         """Names the caption says."""
         return [m.name for m in self._finder.find(caption)]
 
+    def unsaid(self, names: Sequence[str], captions: Sequence[str]) -> list[str]:
+        """The names that no caption says."""
+        said = {name for caption in captions for name in self.mentioned(caption)}
+        return [name for name in names if name not in said]
+
     def drop(self, names: Sequence[str], share: float, draw: random.Random) -> list[str]:
         """Leave out each name with probability `share`, and all of them with probability `share` / 2."""
         if draw.random() < share / 2:
