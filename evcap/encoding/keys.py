@@ -107,25 +107,31 @@ def encode_keys(
 ) -> Encoded:
     """Keys of all items, in their order, whatever the batch size up to float rounding and the same with each engine.
 
-    folder: keeps finished rows, so that a run that was killed goes on, with the same items and encoder, where
-    it was; the caller deletes it once the keys are safe. Raises EvcapError when no image opens or Ray fails.
+    An image that bears several names is encoded once. folder: keeps finished rows, so that a run that was killed goes on,
+    with the same images and encoder, where it was; the caller deletes it once the keys are safe. Raises EvcapError when no
+    image opens or Ray fails.
     """
     width = encoder.width
     if not items:
         return Encoded(np.zeros((0, width), np.float16), [], [])
-    digest = hashlib.sha256("\n".join(map(_identity, items)).encode(errors="surrogateescape")).hexdigest()
-    cache = RowStore(folder, {"items": digest, "encoder": encoder.fingerprint}, len(items), (width,))
-    if cache.done < len(items):
-        left = [item for start, stop in cache.missing(batch) for item in items[start:stop]]
+    images = {(item.path, item.box): item for item in items}
+    place = {image: row for row, image in enumerate(images)}
+    distinct = list(images.values())
+    digest = hashlib.sha256("\n".join(map(_identity, distinct)).encode(errors="surrogateescape")).hexdigest()
+    cache = RowStore(folder, {"items": digest, "encoder": encoder.fingerprint}, len(distinct), (width,))
+    if cache.done < len(distinct):
+        left = [item for start, stop in cache.missing(batch) for item in distinct[start:stop]]
         rows = encoder.rows(left, batch) if engine == Engine.local else _rows_by_ray(encoder, left, batch)
-        with closing(rows), progress(len(items), "keys") as advance:
+        with closing(rows), progress(len(distinct), "keys") as advance:
             cache.fill(lambda start, stop: torch.tensor(next(rows)), batch, advance)
-    found = np.isfinite(cache.rows).all(1)
-    failures = [_why(item) for item, ok in zip(items, found, strict=True) if not ok]
-    if not found.any():
+    opened = np.isfinite(cache.rows).all(1)
+    failures = [_why(item) for item, ok in zip(distinct, opened, strict=True) if not ok]
+    if not opened.any():
         cache.path.unlink()  # they may open another time
-        raise EvcapError(f"none of the {len(items)} images can be used; the first: {failures[0]}")
-    return Encoded(cache.rows[found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
+        raise EvcapError(f"none of the {len(distinct)} images can be used; the first: {failures[0]}")
+    row = [place[item.path, item.box] for item in items]
+    found = opened[row]
+    return Encoded(cache.rows[row][found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
 
 
 def save_memory(

@@ -81,6 +81,19 @@ def test_an_interrupted_run_goes_on(encoder, items, tmp_path, monkeypatch):
     assert (again.keys == whole.keys).all() and again.items == whole.items and again.failures == whole.failures
 
 
+def test_a_picture_of_several_names_is_encoded_once(encoder, items, tmp_path, monkeypatch):
+    items = items[3:6]  # a box, a whole picture, a damaged one
+    named = [dataclasses.replace(item, name=name) for name in ("kite", "sky") for item in items]
+    seen = []
+    plain = Captioner.keys
+    monkeypatch.setattr(Captioner, "keys", lambda self, images, size=16: seen.extend(images) or plain(self, images, size))
+    encoded = encode_keys(encoder, named, tmp_path / "part", 2)
+    assert [item.name for item in encoded.items] == ["kite", "kite", "sky", "sky"] and len(encoded.failures) == 1
+    assert (
+        len(seen) == 2 and (encoded.keys[:2] == encoded.keys[2:]).all() and same(encoded.keys, expected(encoder, encoded.items))
+    )
+
+
 def test_what_was_done_counts_for_the_same_pictures_boxes_and_encoder_only(encoder, items, tmp_path, monkeypatch):
     items = items[:4]
     encode_keys(encoder, items, tmp_path / "part", 2)
