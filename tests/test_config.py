@@ -18,6 +18,7 @@ from evcap.config import (
     QFormerConfig,
     RetrievalConfig,
     VisionConfig,
+    Votes,
     assets_folder,
     load_preset,
     preset_files,
@@ -216,6 +217,8 @@ def values_of(cls):
         list[str]: st.lists(text),
         RetrievalConfig | None: st.none() | st.builds(RetrievalConfig, *[st.floats(-9, 9)] * 4),
         str | None: st.none() | st.text("abc/._", min_size=1),
+        int | None: st.none() | st.integers(0, 20),
+        Votes | None: st.none() | st.builds(Votes, st.integers(1, 1000), st.floats(0, 100)),
     }
     hints = typing.get_type_hints(cls)
     hints.pop("source", None)  # of a tower whose sizes are read there
