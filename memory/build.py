@@ -23,7 +23,7 @@ from evcap.cli.console import command, complain, report
 from evcap.cli.options import DataFolder, EngineChoice, NoBars, Trained
 from evcap.cli.progress import shown
 from evcap.datasets.coco import read_coco_captions, read_lvis, read_name_list
-from evcap.datasets.named_images import Box, NamedImage, choose, read_named_csv, read_named_folders
+from evcap.datasets.named_images import Box, NamedImage, choose, distinct, read_named_csv, read_named_folders
 from evcap.datasets.phrases import read_class_boxes, read_phrases
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.encoding.ray import Engine
@@ -172,7 +172,7 @@ def main(
         )
     memory, failures = save_memory(Encoder(config.preset, trained), chosen, output, config.batch, engine, shown(quiet))
     print(f"{output}: {len(memory)} entries, {len(memory.counts())} names, from {len(candidates)} candidates")
-    report(failures, len(chosen))
+    report(failures, len(distinct(chosen)))
     if failures:
         raise typer.Exit(1)
 

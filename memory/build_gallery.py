@@ -21,7 +21,7 @@ from PIL import Image
 from evcap.cli.console import command, complain, report
 from evcap.cli.options import NoBars
 from evcap.cli.progress import shown
-from evcap.datasets.named_images import NamedImage, choose, read_named_csv, read_named_folders
+from evcap.datasets.named_images import NamedImage, choose, distinct, read_named_csv, read_named_folders
 from evcap.encoding.keys import Encoder, save_memory
 from evcap.gigapixel.search.towers import Tower, open_tower
 from evcap.memory.keys import mean_keys
@@ -65,7 +65,7 @@ def main(
     chosen = choose(items, per_label, seed)
     gallery, failures = save_memory(LabelEncoder(preset), chosen, output, progress=shown(quiet))
     print(f"{output}: {len(gallery)} images of {len(gallery.counts())} labels")
-    report(failures, len(chosen))
+    report(failures, len(distinct(chosen)))
     if failures:
         raise typer.Exit(1)
 

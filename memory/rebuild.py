@@ -22,7 +22,7 @@ from evcap.cli.options import Count, DrawingBatch, EngineChoice, Guidance, NoBar
 from evcap.cli.progress import shown
 from evcap.config import assets_folder, load_preset, shipped_memory
 from evcap.datasets.coco import read_vocabulary
-from evcap.datasets.named_images import NamedImage, columns, read_named_folders
+from evcap.datasets.named_images import NamedImage, columns, distinct, read_named_folders
 from evcap.datasets.synthesis import Brush, blanked_line, draw, plan
 from evcap.encoding.keys import Encoder, encode_keys
 from evcap.encoding.ray import Engine
@@ -146,7 +146,7 @@ def main(
     twice = f", passed by {passed:,} that were there already" if passed else ""
     print(f"{folder}: {len(memory):,} entries of {len(memory.counts()):,} names{twice}")
     print(coverage(list(vocabulary), parts))
-    report(encoded.failures, len(pictures) + len(drawn))
+    report(encoded.failures, len(distinct(pictures + drawn)))
     if encoded.failures:
         raise typer.Exit(1)
 

@@ -35,6 +35,11 @@ class NamedImage:
     box: Box | None = None
     label: str = ""  # the file's name if empty
 
+    @property
+    def seen(self) -> tuple[Path, Box | None]:
+        """What its key is made of."""
+        return self.path, self.box
+
     def open(self, at_least: int | None = None) -> Image.Image:
         """The image in RGB; a whole one may be shrunk as `open_image` does. Raises ImageError."""
         if self.box is None:
@@ -54,6 +59,14 @@ def choose(candidates: Sequence[NamedImage], per_name: int, seed: int) -> list[N
         by_name[item.name].append(item)
     draw = random.Random(seed)
     return [i for name in sorted(by_name) for i in draw.sample(by_name[name], min(per_name, len(by_name[name])))]
+
+
+def distinct(items: Sequence[NamedImage]) -> list[NamedImage]:
+    """The first item of each image, or part of one: an image may bear several names."""
+    first: dict[tuple[Path, Box | None], NamedImage] = {}
+    for item in items:
+        first.setdefault(item.seen, item)
+    return list(first.values())
 
 
 def columns(items: Sequence[NamedImage]) -> tuple[list[str], list[str], list[str]]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from evcap.captioner import Captioner
 from evcap.config import load_preset, preset_path
-from evcap.datasets.named_images import CORNERS, NamedImage, columns
+from evcap.datasets.named_images import CORNERS, NamedImage, columns, distinct
 from evcap.encoding.ray import Engine, map_by_actors, ray_session
 from evcap.errors import EvcapError
 from evcap.generators.options import encoder_tensors
@@ -114,22 +114,21 @@ def encode_keys(
     width = encoder.width
     if not items:
         return Encoded(np.zeros((0, width), np.float16), [], [])
-    images = {(item.path, item.box): item for item in items}
-    place = {image: row for row, image in enumerate(images)}
-    distinct = list(images.values())
-    digest = hashlib.sha256("\n".join(map(_identity, distinct)).encode(errors="surrogateescape")).hexdigest()
-    cache = RowStore(folder, {"items": digest, "encoder": encoder.fingerprint}, len(distinct), (width,))
-    if cache.done < len(distinct):
-        left = [item for start, stop in cache.missing(batch) for item in distinct[start:stop]]
+    images = distinct(items)
+    digest = hashlib.sha256("\n".join(map(_identity, images)).encode(errors="surrogateescape")).hexdigest()
+    cache = RowStore(folder, {"items": digest, "encoder": encoder.fingerprint}, len(images), (width,))
+    if cache.done < len(images):
+        left = [item for start, stop in cache.missing(batch) for item in images[start:stop]]
         rows = encoder.rows(left, batch) if engine == Engine.local else _rows_by_ray(encoder, left, batch)
-        with closing(rows), progress(len(distinct), "keys") as advance:
+        with closing(rows), progress(len(images), "keys") as advance:
             cache.fill(lambda start, stop: torch.tensor(next(rows)), batch, advance)
     opened = np.isfinite(cache.rows).all(1)
-    failures = [_why(item) for item, ok in zip(distinct, opened, strict=True) if not ok]
+    failures = [_why(item) for item, ok in zip(images, opened, strict=True) if not ok]
     if not opened.any():
         cache.path.unlink()  # they may open another time
-        raise EvcapError(f"none of the {len(distinct)} images can be used; the first: {failures[0]}")
-    row = [place[item.path, item.box] for item in items]
+        raise EvcapError(f"none of the {len(images)} images can be used; the first: {failures[0]}")
+    place = {image.seen: row for row, image in enumerate(images)}
+    row = [place[item.seen] for item in items]
     found = opened[row]
     return Encoded(cache.rows[row][found], [item for item, ok in zip(items, found, strict=True) if ok], failures)
 
