@@ -128,7 +128,7 @@ def compare(folder: Path) -> dict:
     model = build(folder, meta)
     queries = model.query_features(model.backbone(recorded["pixels"]))
     rule, beam = model.preset.memory, meta["beam"]
-    hits = memory_of(meta, recorded["memory_keys"]).search(queries, rule.top_k, rule.sub_top_k, rule.names)
+    hits = memory_of(meta, recorded["memory_keys"]).retrieve(queries, rule)
     names = [[hit.name for hit in row] for row in hits]
     retrieved = name_tokenizer()(names)
     whole = outputs(model, recorded, queries, retrieved)

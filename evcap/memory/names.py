@@ -191,8 +191,9 @@ def naming_statistics(
     true = [_said(finder, row) for row in references]
     agreed = [{n for n, count in Counter(chain(*row)).items() if 2 * count > len(row)} for row in true]
     met = sum(len(a & f) for a, f in zip(agreed, found, strict=True))
-    right = sum(len(f & set().union(*t)) for f, t in zip(found, true, strict=True))
-    unfounded = [s - set().union(*t) for s, t in zip(said, true, strict=True)]
+    told = [set().union(*t) for t in true]
+    right = sum(len(f & t) for f, t in zip(found, told, strict=True))
+    unfounded = [s - t for s, t in zip(said, told, strict=True)]
     worst = Counter(chain(*unfounded)).most_common(5)
     known = f1_scores(finder, sorted(set(map(clean_name, names))), captions, references)
     known = {name: row for name, row in known.items() if row["in_references"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -69,15 +71,13 @@ class EfficientNetLite(VisionEncoder):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B,3,S,S) normalised float -> (B, (S/32)^2, 1280), row by row, values in 0..6."""
-        parts = pixels.split(ON_CPU) if pixels.device.type == "cpu" else [pixels]
-        return torch.cat([_tokens(self._last_map(self._first_map(part))) for part in parts])
+        return torch.cat([_tokens(self._last_map(self._first_map(part))) for part in _parts(pixels)])
 
     def frozen(self, pixels: torch.Tensor) -> torch.Tensor:
         """The map (B,C,h,w) in front of the adapted blocks, or patch tokens where none is adapted."""
         if not self._adapts:
             return self(pixels)
-        parts = pixels.split(ON_CPU) if pixels.device.type == "cpu" else [pixels]
-        return torch.cat([self._first_map(part) for part in parts])
+        return torch.cat([self._first_map(part) for part in _parts(pixels)])
 
     def frozen_shape(self, config: VisionConfig) -> tuple[int, ...]:
         if not self._adapts:
@@ -102,16 +102,22 @@ class EfficientNetLite(VisionEncoder):
         return super().train(False)
 
     def _first_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        network = self.network
-        x = network._swish(network._bn0(network._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
-        for block in network._blocks[: self.first]:
+        x = self._stem(pixels)
+        for block in self.network._blocks[: self.first]:
             x = block(x)
         return x
 
     def _last_map(self, x: torch.Tensor) -> torch.Tensor:
-        network = self.network
-        for block in network._blocks[self.first :]:
+        for block in self.network._blocks[self.first :]:
             x = block(x)
+        return self._head(x)
+
+    def _stem(self, pixels: torch.Tensor) -> torch.Tensor:
+        network = self.network
+        return network._swish(network._bn0(network._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        network = self.network
         return network._swish(network._bn1(network._conv_head(x)))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -119,14 +125,17 @@ class EfficientNetLite(VisionEncoder):
 
     def pyramid(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps at strides 4, 8, 16 and 32 with 24, 48, 120 and 1280 channels; the last holds the patch tokens."""
-        network, maps = self.network, []
-        x = network._swish(network._bn0(network._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
-        for block, following in zip(network._blocks, [*network._blocks[1:], None], strict=True):
+        blocks, maps, x = self.network._blocks, [], self._stem(pixels)
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
             x = block(x)
             stride = pixels.shape[-1] / x.shape[-1]
             if following is not None and _halves(following) and stride >= 4:
                 maps.append(x)
-        return *maps, network._swish(network._bn1(network._conv_head(x)))
+        return *maps, self._head(x)
+
+
+def _parts(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+    return pixels.split(ON_CPU) if pixels.device.type == "cpu" else [pixels]
 
 
 def _tokens(maps: torch.Tensor) -> torch.Tensor:

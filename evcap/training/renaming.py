@@ -43,9 +43,12 @@ class Renamer:
         """Names the caption says."""
         return [m.name for m in self._finder.find(caption)]
 
+    def _said(self, captions: Sequence[str]) -> set[str]:
+        return {name for caption in captions for name in self.mentioned(caption)}
+
     def unsaid(self, names: Sequence[str], captions: Sequence[str]) -> list[str]:
         """The names that no caption says."""
-        said = {name for caption in captions for name in self.mentioned(caption)}
+        said = self._said(captions)
         return [name for name in names if name not in said]
 
     def drop(self, names: Sequence[str], share: float, draw: random.Random) -> list[str]:
@@ -56,7 +59,7 @@ class Renamer:
 
     def table(self, names: Sequence[str], captions: Sequence[str], draw: random.Random, each: float = 0.7) -> dict[str, str]:
         """Name -> substitute for each retrieved name that a caption says, with probability `each`."""
-        said = {name for caption in captions for name in self.mentioned(caption)}
+        said = self._said(captions)
         return {n: self._substitute(n, draw) for n in names if n in said and draw.random() < each}
 
     def replace(self, caption: str, table: dict[str, str]) -> str:
