@@ -65,6 +65,7 @@ class Config:
     substitutes: str = ""  # list of names below --data, one a line; renaming draws from it and from train/substitutes.txt
     rename: float = 0.5  # share of images whose matched names are renamed
     wrong_names: float = 0.0  # share of images that lose all names which their captions say; the next ones take their places
+    noise: float = 0.0  # of Q, normal: up to this many standard deviations of Q, drawn for each image
     drop_names: float = 0.05  # share of retrieved names left out; half as many images lose all of them
     last_rate: float = 0.0  # share of the learning rate that is left at the end
     weight_decay: float = 0.05
@@ -83,9 +84,9 @@ class Config:
 class Trainer(Learner):
     """From Q (B,32,W), or patch tokens (B,P,C) in release mode, to the caption loss as one forward pass."""
 
-    def __init__(self, model: EVCap, from_patches: bool, tail_slots: int):
+    def __init__(self, model: EVCap, from_patches: bool, tail_slots: int, noise: float):
         super().__init__(model)
-        self.from_patches, self.tail_slots = from_patches, tail_slots
+        self.from_patches, self.tail_slots, self.noise = from_patches, tail_slots, noise
         self._tokenize = name_tokenizer()
 
     def forward(self, given, texts_for):
@@ -93,11 +94,19 @@ class Trainer(Learner):
         queries = self._queries(given) if self.from_patches else given
         names, captions = texts_for(queries.detach())
         retrieved = self._tokenize(names).to(given.device)
-        return self.model.loss(queries, retrieved, captions.to(given.device), self.tail_slots)
+        return self.model.loss(noisy(queries, self.noise), retrieved, captions.to(given.device), self.tail_slots)
 
     def _queries(self, patches: torch.Tensor) -> torch.Tensor:
         with full_precision(patches.device):  # as they are when somebody captions
             return self.model.query_features(patches)
+
+
+def noisy(queries: torch.Tensor, most: float) -> torch.Tensor:
+    """Q (B,32,W) and normal noise of 0 to `most` standard deviations of Q, as large for all queries of an image."""
+    if not most:
+        return queries
+    deviations = most * torch.rand(len(queries), 1, 1, device=queries.device)
+    return queries + deviations * queries.std() * torch.randn_like(queries)
 
 
 def captions_of(captioner: Captioner, config: Config, queries: torch.Tensor) -> list[str]:
@@ -192,7 +201,7 @@ def main(
         model.language.llm.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         model.language.compile()
-    trainer = Trainer(model, config.release, model.language.widest_tail())
+    trainer = Trainer(model, config.release, model.language.widest_tail(), config.noise)
     trainer = loop.start(trainer, len(records), config.last_rate)
 
     def caption(share: range) -> list[str]:

@@ -131,6 +131,17 @@ def test_trained_tensors_ship_in_half_precision(tmp_path):
     assert all(v.dtype == torch.float16 for v in saved.values())
 
 
+def test_noise_of_an_image_is_at_most_that_many_standard_deviations():
+    queries = torch.randn(400, 32, 24, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    torch.manual_seed(0)
+    moved = train.noisy(queries, 2.0) - queries
+    sizes = moved.std((1, 2)) / queries.std()
+    assert 0 < sizes.min() < 0.1 and 1.9 < sizes.max() < 2.2
+    assert sizes.mean() == pytest.approx(1.0, abs=0.1)  # drawn evenly
+    assert moved.mean().abs() < 0.1
+    assert torch.equal(train.noisy(queries, 0.0), queries)
+
+
 def test_only_matrices_decay():
     module = nn.ModuleDict({"linear": nn.Linear(4, 3), "norm": nn.LayerNorm(4), "frozen": nn.Linear(2, 2)})
     module["queries"] = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, 5)), nn.Parameter(torch.zeros(1, 8, 5))])
