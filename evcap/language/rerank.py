@@ -13,17 +13,13 @@ from evcap.language.phrases import PhraseModel
 from evcap.language.similarity import TextTower, nearest_query
 from evcap.memory.names import NameFinder
 
-LEADING = 2  # retrieved names that a caption should say, best first
-
 
 class BeamChoice:
     """Orders hypotheses by score + itc_weight x image-text similarity + phrase_weight x fit of the wording.
 
-    Similarity is that of the contrast in pretraining, fit that of the phrase model. The memory decides which names are said,
-    the image the rest: an edited memory may say what the image does not show (a bike renamed dragon), so a hypothesis
-    that lacks a retrieved name of the likeliest one stays behind those that have them all, and of these the ones that say
-    more of the first two retrieved names lead. Nearest in the literature: reranking captions by CLIPScore (arXiv
-    2104.08718); the rules for names are ours.
+    Similarity is that of the contrast in pretraining, fit that of the phrase model. An edited memory may say what the image
+    does not show (a bike renamed dragon), and similarity would turn it back: so hypotheses that say the first retrieved name
+    lead. Nearest in the literature: reranking captions by CLIPScore (arXiv 2104.08718); the rule for the name is ours.
     """
 
     def __init__(self, text_projection: nn.Linear | None):
@@ -58,10 +54,9 @@ class BeamChoice:
             values = [v + decoding.phrase_weight * f for v, f in zip(values, fit, strict=True)]
         ordered = []
         for row, own_values, own_names in zip(hypotheses, values, names, strict=True):
-            finder = NameFinder(own_names)
-            said = [{match.name for match in finder.find(h.text)} for h in row]
-            leading = set(own_names[:LEADING])
-            rank = [(s >= said[0], len(s & leading), value) for s, value in zip(said, own_values.tolist(), strict=True)]
+            finder, first = NameFinder(own_names), own_names[:1]
+            leads = [any(match.name in first for match in finder.find(h.text)) for h in row]
+            rank = list(zip(leads, own_values.tolist(), strict=True))
             best_first = sorted(zip(rank, row, strict=True), key=lambda pair: pair[0], reverse=True)
             ordered.append([hypothesis for _, hypothesis in best_first])
         return ordered
