@@ -66,7 +66,7 @@ def _short(name: str) -> str:
 
 
 def _draw_bars(axes: Axes, names: Sequence[RetrievedName]) -> None:
-    axes.set_title("names from the memory, by cosine similarity", fontsize=10, color=FAINT, loc="left")
+    axes.set_title("names from the memory, best first, and their cosine similarity", fontsize=10, color=FAINT, loc="left")
     similarity = [hit.similarity for hit in names]
     bars = axes.barh(range(len(names)), similarity, color=[COLOURS[i % len(COLOURS)] for i in range(len(names))])
     axes.bar_label(bars, [f"{value:.2f}" for value in similarity], padding=4, fontsize=10, color=INK)
