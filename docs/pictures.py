@@ -20,9 +20,9 @@ EXAMPLES = HERE.parent / "examples"
 EDITED = ("motorcyclist.jpg", {"bike": "dragon", "dirt bike": "dragon", "motorcycle": "dragon", "snowmobile": "dragon"})
 # what people see in them is at odds with what is said
 FAILURES = {
-    "seaplane.jpg": "A seaplane, and nobody rows: the memory has no entry named seaplane.",
-    "bathroom.jpg": "There is no cat, but the memory gave its name.",
-    "elephant.jpg": "One man, not two, and he looks at the elephant.",
+    "seaplane.jpg": "A seaplane, not a boat: the memory has no entry of that name.",
+    "riders.jpg": "Two people ride two horses: it seldom counts.",
+    "skateboarder.jpg": "He rides the skateboard, and does not stand with it.",
 }
 
 

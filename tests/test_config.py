@@ -57,7 +57,7 @@ def test_shipped_presets_fit_together(name):
     for qformer in (preset.image_qformer, preset.name_qformer):
         assert qformer.width % qformer.heads == 0
     assert preset.image_queries == 32 and preset.name_queries == 8
-    assert preset.memory.names == 10
+    assert preset.memory.votes or preset.memory.names == 10  # as in the release, where its rule retrieves
 
 
 def test_sizes_of_the_paper():

@@ -94,12 +94,12 @@ def _write_data(folder: Path) -> None:
 
 
 def _write_preset(folder: Path) -> None:
-    """The embedded preset with a 64-pixel view, one layer each and the tiny language model."""
+    """The embedded preset with a 64-pixel view, a frozen tower, one layer each and the tiny language model."""
     tiny_llm().save_pretrained(folder / "llm")
     tiny_tokenizer().save_pretrained(folder / "llm")
     preset = yaml.safe_load((PRESET_FOLDER / "embedded.yaml").read_text())
     preset.update(name="tiny", assets=None, image_queries=6, name_queries=2)
-    preset["vision"].update(image_size=64, tokens=4)
+    preset["vision"].update(image_size=64, tokens=4, adapted_from=None)
     preset["image_qformer"].update(layers=1, intermediate=64)  # width: that of the names' word embeddings
     preset["name_qformer"].update(layers=1, intermediate=64)
     preset["language"].update(kind=str(folder / "llm"), hidden=32, lora_rank=2)

@@ -1,6 +1,6 @@
 """Pack the trained tensors of a run for a package: half their size, matrices in 8 bits.
 
-    python train/pack.py runs/embedded-caption-3/best.safetensors runs/embedded-encoder.safetensors
+    python train/pack.py runs/embedded-wide-caption/best.safetensors runs/embedded-encoder.safetensors
     python train/pack.py runs/embedded/best.safetensors assets/trained.safetensors --earlier runs/embedded-encoder.safetensors
 
 A memory and a phrase model belong to the encoder that they were made with, to the last bit: pack the encoder before they are
