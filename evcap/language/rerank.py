@@ -56,7 +56,6 @@ class BeamChoice:
         for row, own_values, own_names in zip(hypotheses, values, names, strict=True):
             finder, first = NameFinder(own_names), own_names[:1]
             leads = [any(match.name in first for match in finder.find(h.text)) for h in row]
-            rank = list(zip(leads, own_values.tolist(), strict=True))
-            best_first = sorted(zip(rank, row, strict=True), key=lambda pair: pair[0], reverse=True)
-            ordered.append([hypothesis for _, hypothesis in best_first])
+            best_first = sorted(zip(leads, own_values.tolist(), row, strict=True), key=lambda entry: entry[:2], reverse=True)
+            ordered.append([hypothesis for *_, hypothesis in best_first])
         return ordered
