@@ -9,9 +9,8 @@ from PIL import Image
 
 from evcap.datasets.annotations import read_items, read_lists, refuse, typed
 from evcap.datasets.coco import corners, image_paths, read_instances
+from evcap.datasets.named_images import Box
 from evcap.text_files import brief
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

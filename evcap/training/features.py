@@ -73,7 +73,7 @@ def cached_features(
     }
     shape = model.backbone.frozen_shape(model.preset.vision)
     cache = RowStore(cache_folder() / "features", key, len(paths), shape)
-    title = "patch tokens" + (", mirrored" if mirrored else "")
+    title = "frozen features" + (", mirrored" if mirrored else "")
     with progress(len(paths) // share[1], title) as advance:
         cache.fill(_looker(model, paths, mirrored), BATCH, advance, share)
     return cache.rows
