@@ -1,0 +1,1 @@
+"""Regions of images described: DynRefer (arXiv 2405.16071)."""
