@@ -14,7 +14,7 @@ def pattern_tagger():
     try:
         from textblob.taggers import PatternTagger  # its lexicon and rules lie inside the wheel: nothing is downloaded
     except ImportError as error:
-        raise EvcapError(f"parts of speech need TextBlob (pip install 'evcap[uhr]'): {error}") from None
+        raise EvcapError(f"parts of speech need TextBlob (pip install 'evcap[uhr]', or textblob alone): {error}") from None
     return PatternTagger()
 
 
