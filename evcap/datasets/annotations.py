@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from evcap.errors import EvcapError
-from evcap.text_files import brief, one_line, read_json
+from evcap.text_files import LARGEST_JSON, brief, one_line, read_json
 
 Item = TypeVar("Item")
 
 
-def read_lists(path: Path, keys: tuple[str, ...]) -> dict:
-    """The object of a JSON file. Raises EvcapError for a file that cannot be read or lacks a list under one of `keys`."""
-    data = read_json(path)
+def read_lists(path: Path, keys: tuple[str, ...], most: int = LARGEST_JSON) -> dict:
+    """The object of a JSON file of at most `most` bytes.
+
+    Raises EvcapError for a file that cannot be read or lacks a list under one of `keys`.
+    """
+    data = read_json(path, most)
     for key in keys:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise EvcapError(f"{path} is not in COCO format: it has no list '{key}'")

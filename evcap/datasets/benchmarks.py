@@ -41,7 +41,8 @@ ARCHIVES = {
     "coco-karpathy": {
         "train2014.zip": "0da8c0bd3d6becc4dcb32757491aca88",
         "val2014.zip": "a3d79f5ed8d289b7a7554ce06a5782b3",
-    }
+    },
+    "refcocog": {"train2014.zip": "0da8c0bd3d6becc4dcb32757491aca88"},
 }
 
 LISTED, UNVERIFIED = "public listing of results", "unverified"  # unverified: quoted from memory

@@ -1,4 +1,4 @@
-"""Regions of images with what people call them: the phrases of Flickr30k Entities, the class names of COCO's boxes."""
+"""Regions of images with what people call them: phrases, expressions that refer to them, the class names of COCO's boxes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Region:
     image_id, path: the image and its file. box: (x1,y1,x2,y2) in pixels of the file, x2 > x1, y2 > y1, within the image.
     phrases: each wording once, in the file's order, at least one. types: the kinds of thing it is said to be, as Entities'
     people, clothing, scene; () where a file knows none. size: (width, height) of the file in pixels. real_size: the same of
-    the photo before it was squashed, `size` where it was not.
+    the photo before it was squashed, `size` where it was not. attributes: for each attribute that the file lists 1 if the
+    region has it, 0 if not, -1 if that is unknown; () where a file lists none.
     """
 
     image_id: int
@@ -30,6 +31,7 @@ class Region:
     types: tuple[str, ...]
     size: tuple[int, int]
     real_size: tuple[int, int]
+    attributes: tuple[int, ...] = ()
 
     @property
     def real_box(self) -> Box:
@@ -44,7 +46,7 @@ class Region:
 
 
 def read_phrases(json_path: str | Path, images_dir: str | Path) -> list[Region]:
-    """Regions of a file in the layout of Flickr30k Entities (data/README.md), by image and box in the file's order.
+    """Regions of a file in the project's format (data/README.md), as data/convert.py writes them, in the file's order.
 
     Boxes are cut where they leave the image; those that hold nothing of it are left out. Raises EvcapError for a file of
     another format, an image that is missing, or a box without phrases or of an image that the file does not list.
@@ -53,21 +55,46 @@ def read_phrases(json_path: str | Path, images_dir: str | Path) -> list[Region]:
     data = read_lists(json_path, ("images", "annotations"))
     paths = image_paths(json_path, data, folder)
     sizes = dict(read_items(json_path, data, "images", _sizes))
+    attributes = len(data["attributes"]) if isinstance(data.get("attributes"), list) else 0
 
     def read(a: dict) -> Region | None:
-        image = typed(a, "image_id", int)
-        if image not in paths:
-            raise ValueError(f"image_id {image} is not in this file")
+        image = _image_of(a, paths)
         phrases, types = (_texts(a, key) for key in ("phrases", "types"))
         if not phrases:
             raise ValueError("its phrases are empty")
         size, real_size = sizes[image]
         box = within(corners(a["bbox"]), size)
-        return box and Region(image, paths[image], box, phrases, types, size, real_size)
+        marks = attribute_marks(a.get("attributes", []), attributes)
+        return box and Region(image, paths[image], box, phrases, types, size, real_size, marks)
 
     found = [region for region in read_items(json_path, data, "annotations", read) if region]
     refuse(json_path, "annotations, but none with a box inside its image", data["annotations"] if not found else [])
     return found
+
+
+def read_referring(json_path: str | Path, images_dir: str | Path) -> list[Region]:
+    """Regions of a file of referring expressions: each box of an image once, with all expressions that refer to it.
+
+    The file is COCO's format with `expression` in each annotation; those whose `bbox` is null refer to nothing and are left
+    out. Boxes are cut where they leave the image. Raises EvcapError as `read_phrases` does.
+    """
+    json_path, folder = Path(json_path), Path(images_dir)
+    data = read_lists(json_path, ("images", "annotations"))
+    paths = image_paths(json_path, data, folder)
+    sizes = dict(read_items(json_path, data, "images", _sizes))
+    expressions: dict[tuple[int, Box], list[str]] = {}
+
+    def read(a: dict) -> None:
+        image, text = _image_of(a, paths), typed(a, "expression", str).strip()
+        box = None if a["bbox"] is None else within(corners(a["bbox"]), sizes[image][0])
+        if box and text:
+            expressions.setdefault((image, box), []).append(text)
+
+    read_items(json_path, data, "annotations", read)
+    return [
+        Region(image, paths[image], box, tuple(dict.fromkeys(texts)), (), *sizes[image])
+        for (image, box), texts in expressions.items()
+    ]
 
 
 def read_class_boxes(json_path: str | Path, images_dir: str | Path) -> list[Region]:
@@ -88,6 +115,22 @@ def within(box: Box, size: tuple[int, int]) -> Box | None:
     x1, x2 = max(0.0, x1), min(float(size[0]), x2)
     y1, y2 = max(0.0, y1), min(float(size[1]), y2)
     return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
+
+
+def attribute_marks(values, attributes: int) -> tuple[int, ...]:
+    """The marks of a region, one for each of so many attributes, or none. Raises ValueError for others than 1, 0 and -1."""
+    if not isinstance(values, list) or len(values) not in {0, attributes} or not all(type(v) is int for v in values):
+        raise ValueError(f"its attributes are {brief(values)}, expected {attributes} whole numbers")
+    if not set(values) <= {-1, 0, 1}:
+        raise ValueError("its attributes hold another number than 1, 0 and -1")
+    return tuple(values)
+
+
+def _image_of(a: dict, known) -> int:
+    image = typed(a, "image_id", int)
+    if image not in known:
+        raise ValueError(f"image_id {image} is not in this file")
+    return image
 
 
 def _sizes(image: dict) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:

@@ -88,6 +88,12 @@ def cider(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]
     return sum(values.values()) / len(values)
 
 
+def meteor_each(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """METEOR of each caption against its own references: 0 to 1, not in percent. Raises EvcapError as `score` does."""
+    truth, said = tokenize(dict(enumerate(predictions)), dict(enumerate(references)))
+    return [float(value) for value in _meteor_scores(truth, said)[1]]
+
+
 def spice_models() -> Path:
     """The folder where pycocoevalcap keeps SPICE's models; it would download them there, this project never does."""
     from pycocoevalcap.spice.get_stanford_models import SPICEDIR, SPICELIB
@@ -154,6 +160,11 @@ def _tokenize_lines(captions: Sequence[str]) -> Iterator[str]:
 
 
 def _meteor(truth: Tokenized, said: Tokenized) -> float:
+    return _meteor_scores(truth, said)[0]
+
+
+def _meteor_scores(truth: Tokenized, said: Tokenized) -> tuple[float, Sequence[float]]:
+    """The score of all captions together, which is not the mean, and of each."""
     from pycocoevalcap.meteor import meteor as package
 
     class Meteor(package.Meteor):
@@ -168,7 +179,7 @@ def _meteor(truth: Tokenized, said: Tokenized) -> float:
     meteor = Meteor()
     java = meteor.meteor_p
     try:
-        return meteor.compute_score(truth, said)[0]
+        return meteor.compute_score(truth, said)
     except (ValueError, OSError):  # the Java program ended early, for want of memory as a rule
         java.kill()
         raise EvcapError(f"METEOR failed in Java: {_last_line(java.stderr.read())}") from None

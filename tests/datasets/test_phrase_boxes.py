@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from evcap.datasets.phrases import Region, read_class_boxes, read_phrases, within
+from evcap.datasets.phrases import Region, read_class_boxes, read_phrases, read_referring, within
 from evcap.errors import EvcapError
 
 
@@ -56,6 +56,28 @@ def test_class_boxes_without_crowds(folder):
     assert (region.phrases, region.box, region.types) == (("dog",), (0, 0, 224, 20), ())
 
 
+def test_attributes_of_regions(folder):
+    path = write(folder, [phrase(attributes=[1, -1]), phrase()])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attributes": [{"name": "color:red"}, {"name": "color:blue"}]}))
+    assert [region.attributes for region in read_phrases(path, folder)] == [(1, -1), ()]
+
+
+def expression(text: str, bbox=(10, 20, 30, 40)) -> dict:
+    return {"image_id": 1, "bbox": bbox and list(bbox), "expression": text, "no_target": not bbox, "types": ["spatial"]}
+
+
+def test_referring_expressions(folder):
+    """A box has all expressions that refer to it; what refers to nothing is left out."""
+    rows = [expression("the dog"), expression("a cat", (0, 0, 500, 9)), expression("no dog", None), expression(" left dog ")]
+    path = write(folder, [*rows, expression("the dog"), expression(" "), expression("away", (300, 0, 9, 9))], orig_width=448)
+    first, second = read_referring(path, folder)
+    assert first == Region(1, folder / "a.jpg", (10, 20, 40, 60), ("the dog", "left dog"), (), (224, 224), (448, 224))
+    assert (second.phrases, second.box) == (("a cat",), (0, 0, 224, 9))
+    for row, line in ((expression("x") | {"image_id": 9}, "image_id 9 is not in this file"), (phrase(), "has no 'expression'")):
+        with pytest.raises(EvcapError, match=line):
+            read_referring(write(folder, [row]), folder)
+
+
 side = st.floats(-500, 500)
 
 
@@ -78,6 +100,8 @@ def test_what_is_within_is_the_overlap(box, size):
         ([phrase(phrases=[" "])], "its phrases are empty"),
         ([phrase(), {"image_id": 1, "bbox": [0, 0, 9, 9]}], r"annotations\[1\] has no 'phrases'"),
         ([phrase(bbox=[0, 0, float("nan"), 4])], "is not finite"),
+        ([phrase(attributes=[1])], r"its attributes are \[1\], expected 0 whole numbers"),
+        ([phrase(attributes="1")], "its attributes are '1'"),
         ([phrase(bbox=[500, 0, 4, 4])], "1 annotations, but none with a box inside its image"),
     ],
 )

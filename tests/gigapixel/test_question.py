@@ -205,13 +205,13 @@ def test_question_is_frozen_and_plain():
 
 
 def test_without_the_library(monkeypatch):
-    from evcap.gigapixel.ask import chunks
+    from evcap.language.parts_of_speech import pattern_tagger
 
     monkeypatch.setitem(sys.modules, "textblob.taggers", None)
-    chunks._tagger.cache_clear()
+    pattern_tagger.cache_clear()
     with pytest.raises(EvcapError, match=r"pip install 'evcap\[uhr\]'"):
         analyse("Is there a dam?")
-    chunks._tagger.cache_clear()
+    pattern_tagger.cache_clear()
 
 
 def test_no_network_and_no_torch(tmp_path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from evcap.errors import EvcapError
+from evcap.language.parts_of_speech import lexicon, tag_words
 
 MOST_PHRASES = 5  # facts of ImageRAG's parser: never more are searched
 LONGEST = 8  # words of a phrase, counted from its head; a text in an unknown language would be one chunk
@@ -105,24 +104,8 @@ class Word:
 NOTHING = Word("", "")
 
 
-@cache
-def _tagger():
-    try:
-        from textblob.taggers import PatternTagger  # its lexicon and rules lie inside the wheel: nothing is downloaded
-    except ImportError as error:
-        raise EvcapError(f"questions need the extra uhr (pip install 'evcap[uhr]'): {error}") from None
-    return PatternTagger()
-
-
-@cache
-def _lexicon():
-    from textblob.en import parser  # that of the tagger
-
-    return parser.lexicon
-
-
 def _is_english(word: str) -> bool:
-    return (_lexicon().get(word) or _lexicon().get(word.capitalize()) or "FW") != "FW"
+    return (lexicon().get(word) or lexicon().get(word.capitalize()) or "FW") != "FW"
 
 
 def noun_chunks(question: str) -> list[str]:
@@ -149,8 +132,7 @@ def seems_english(question: str) -> bool:
 
 def _tagged(question: str) -> list[Word]:
     texts = _WORD.findall(question.lower())
-    tags = _tagger().tag(" ".join(texts), tokenize=False) if texts else []
-    return [Word(text, tag) for text, (_, tag) in zip(texts, tags, strict=True)]
+    return [Word(text, tag) for text, tag in tag_words(texts)]
 
 
 def _mended(words: Sequence[Word]) -> list[Word]:
