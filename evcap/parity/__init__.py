@@ -1,0 +1,1 @@
+"""Comparison with recordings of the public releases that evcap follows, made on small random weights."""
