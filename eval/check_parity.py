@@ -1,11 +1,12 @@
-"""Compare this package with a recording of the public EVCap release run on small random weights, or of ImageRAG's boxes.
+"""Compare this package with a recording of a public release, run on small random weights: EVCap, ImageRAG's boxes, DynRefer.
 
     python eval/check_parity.py FOLDER
 
-What a recording holds is told in evcap/parity. Of EVCap, prints one JSON object: the largest difference of each tensor, each
-element's relative to 1 + |recorded value|, and whether the names and the beams are equal; exits with 0 only if all tensors are
-within 1e-5 and names and beams are equal. Of ImageRAG, for each plan whether its boxes are equal, in the same order, and the
-first difference; exits with 0 only if all are.
+What a recording holds is told in evcap/parity. Prints one JSON object and exits with 0 only if all that is compared is right.
+EVCap: the largest difference of each tensor, each element's relative to 1 + |recorded value|, at most 1e-5, and whether the
+names and the beams are equal. ImageRAG: for each plan whether its boxes are equal, in the same order, and the first difference.
+DynRefer: for each case the largest difference of every tensor, at most 1e-4, and whether boxes, bits, ids and tags are equal;
+`not_covered` names what is recorded and not compared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import typer
 
 from evcap.cli.console import command
 from evcap.errors import EvcapError
+from evcap.parity.dynrefer.compare import compare_regions
 from evcap.parity.evcap import compare
 from evcap.parity.imagerag import compare_boxes
 
@@ -25,10 +27,10 @@ from evcap.parity.imagerag import compare_boxes
 def main(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="The recording.")],
 ) -> None:
-    """Compare evcap with a recording of the EVCap or the ImageRAG release; prints one JSON object."""
+    """Compare evcap with a recording of the EVCap, the ImageRAG or the DynRefer release; prints one JSON object."""
     boxes = (folder / "boxes.json").exists()
     try:
-        result = compare_boxes(folder) if boxes else compare(folder)
+        result = compare_boxes(folder) if boxes else compare_models(folder)
     except KeyError as error:
         raise EvcapError(f"{folder} is no recording: nothing in it is called {error}") from None
     except json.JSONDecodeError as error:
@@ -39,6 +41,12 @@ def main(
         raise EvcapError(f"{folder}/boxes.json does not map sizes such as 1000x800 to plans and boxes: {error}") from None
     print(json.dumps(result))
     raise typer.Exit(0 if result["passed"] else 1)
+
+
+def compare_models(folder: Path) -> dict:
+    """Of EVCap or DynRefer, which meta.json tells apart by its constants."""
+    meta = json.loads((folder / "meta.json").read_text())
+    return compare_regions(folder) if "roi_sampling_ratio" in meta.get("constants", {}) else compare(folder)
 
 
 if __name__ == "__main__":

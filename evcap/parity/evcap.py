@@ -22,6 +22,7 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.model.evcap import EVCap
 from evcap.model.name_fusion import Retrieved, name_tokenizer
 from evcap.model.towers import build_backbone
+from evcap.parity.towers import set_norms
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release
 from evcap.weights.wheels import read_safetensors
@@ -94,9 +95,7 @@ def build(folder: Path, meta: dict) -> EVCap:
     wanted = {name: t for name, t in model.state_dict().items() if not name.startswith("language.")}
     placed = read_release([folder / "release_state.safetensors"], wanted)
     model.load_state_dict(placed.tensors, strict=False, assign=True)
-    for norm in (m for m in model.backbone.modules() if isinstance(m, torch.nn.LayerNorm)):
-        norm.eps = meta["vit"]["layer_norm_eps"]
-    model.backbone.network.post_layernorm.eps = meta["ln_vision_eps"]
+    set_norms(model.backbone, meta["vit"]["layer_norm_eps"], meta["ln_vision_eps"])
     return model.float().eval()
 
 

@@ -41,13 +41,26 @@ def region_text_loss(head: RegionTextHead, regions: torch.Tensor, texts: torch.T
     is gathered is a constant, this process's own part of it too, as in the release. Every process has the same B.
     """
     state = PartialState()
-    count = len(regions)
     if state.num_processes == 1:  # both directions are one
-        return -_agreement(head, regions, texts, torch.eye(count, device=regions.device)) / count
+        return -_agreement(head, regions, texts, torch.eye(len(regions), device=regions.device)) / len(regions)
     with torch.no_grad():
-        all_regions, all_texts = gather(regions.contiguous()), gather(texts.contiguous())
+        gathered = gather(regions.contiguous()), gather(texts.contiguous())
+    return two_way_loss(head, regions, texts, *gathered, state.process_index)
+
+
+def two_way_loss(
+    head: RegionTextHead,
+    regions: torch.Tensor,
+    texts: torch.Tensor,
+    all_regions: torch.Tensor,
+    all_texts: torch.Tensor,
+    process: int,
+) -> torch.Tensor:
+    """`region_text_loss` of one process, given what all of them have: regions (N,Q,W) and texts (N,E), its own from place
+    process * B on."""
+    count = len(regions)
     matched = torch.eye(len(all_regions), device=regions.device)
-    own = slice(state.process_index * count, (state.process_index + 1) * count)
+    own = slice(process * count, (process + 1) * count)
     both = _agreement(head, all_regions, texts, matched[:, own]) + _agreement(head, regions, all_texts, matched[own])
     return -both / (2 * count)
 
