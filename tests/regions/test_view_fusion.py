@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_evcap
 from torch import nn
 
 from evcap.regions.roi import roi_align
@@ -193,3 +194,17 @@ def randomise(module: nn.Module) -> None:
     with torch.no_grad():
         for tensor in module.parameters():
             tensor.normal_(std=0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(2, 2), (3, 5)])
+def test_fused_tokens_enter_the_chain_as_those_of_an_image(grid):
+    """A tower without class token."""
+    model = tiny_evcap()
+    fusion = ViewFusion(20, 3)
+    tokens, boxes = (
+        torch.randn(2, 3, grid[0] * grid[1], 20),
+        torch.tensor([[[0.0, 0, 64, 64], [8, 8, 40, 50], [0, 9, 9, 33]]] * 2),
+    )
+    fused = fusion(tokens, boxes, grid, 64)
+    assert model.query_features(fused, grid).shape == model.query_features(tokens[:, 0], grid).shape
