@@ -23,7 +23,7 @@ def bilinear_weights(places: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def roi_align(maps: torch.Tensor, boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Maps (N,C,h,w) and a box in each, (N,4) x1,y1,x2,y2 in cells of its map -> (N,C,rows,columns) of `grid`.
+    """Maps (N,C,h,w) and a box in each, (N,4) x1,y1,x2,y2 float32 in cells of its map -> (N,C,rows,columns) of `grid`.
 
     The release's (torchvision's) with sampling_ratio 2 and aligned=False: a cell's value lies at its upper left corner, and a
     side of less than a cell counts as one.
@@ -31,7 +31,8 @@ def roi_align(maps: torch.Tensor, boxes: torch.Tensor, grid: tuple[int, int]) ->
     rows, columns = grid
     across = _axis_weights(boxes[:, 0], boxes[:, 2], maps.shape[3], columns)
     down = _axis_weights(boxes[:, 1], boxes[:, 3], maps.shape[2], rows)
-    return down[:, None] @ maps @ across[:, None].transpose(-1, -2)
+    down, across = (weights[:, None].to(maps.dtype) for weights in (down, across))
+    return down @ maps @ across.transpose(-1, -2)
 
 
 def _axis_weights(first: torch.Tensor, last: torch.Tensor, size: int, bins: int) -> torch.Tensor:

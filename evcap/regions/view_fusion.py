@@ -50,15 +50,16 @@ def deformable_sum(value: torch.Tensor, numbers: torch.Tensor, grid: tuple[int, 
     """
     rows, columns = grid
     points = kernel**2
+    numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))  # bfloat16 knows places to a sixteenth of a cell
     numbers = numbers[..., : groups * points * 3].unflatten(2, (groups, points * 3)).transpose(1, 2)  # (N,G,P,27)
     moves, weights = numbers[..., : 2 * points].unflatten(3, (points, 2)), numbers[..., 2 * points :]
-    steps = torch.arange(kernel, device=value.device, dtype=value.dtype) - kernel // 2
-    y, x = (torch.arange(n, device=value.device, dtype=value.dtype) for n in (rows, columns))
+    steps = torch.arange(kernel, device=value.device, dtype=numbers.dtype) - kernel // 2
+    y, x = (torch.arange(n, device=value.device, dtype=numbers.dtype) for n in (rows, columns))
     around_x = x.repeat(rows)[:, None] + steps.repeat_interleave(kernel)  # (P,points)
     around_y = y.repeat_interleave(columns)[:, None] + steps.repeat(kernel)
     across = bilinear_weights(around_x + moves[..., 0], columns)  # (N,G,P,points,columns)
     down = bilinear_weights(around_y + moves[..., 1], rows) * weights[..., None]
-    shares = (down.transpose(-1, -2) @ across).flatten(3)  # (N,G,P,cells)
+    shares = (down.transpose(-1, -2) @ across).flatten(3).to(value.dtype)  # (N,G,P,cells)
     mixed = shares @ value.unflatten(2, (groups, -1)).transpose(1, 2)  # (N,G,P,C/G)
     return mixed.transpose(1, 2).flatten(2)
 
@@ -102,7 +103,7 @@ class ViewFusion(nn.Module):
         rows, columns = grid
         maps = tokens[:, :, self.prefix :].flatten(0, 1).transpose(1, 2).unflatten(2, grid)
         cells = boxes.flatten(0, 1) * (boxes.new_tensor([columns, rows, columns, rows]) / size)
-        found = roi_align(maps, cells.to(maps.dtype), grid)
+        found = roi_align(maps, cells, grid)
         return found.flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])
 
     def aligned(self, pooled: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from evcap.errors import EvcapError
 from evcap.regions.perceptual_hash import grey_levels, perceptual_hashes
+from evcap.text_files import one_line
 
 CANDIDATES = np.arange(1, 11) / 10  # the t of views beside the region itself
 # the second view where the task is known (the paper's ablation; the release has the hash alone)
@@ -69,7 +70,7 @@ def polygon_region(polygons: Sequence[Sequence[float]]) -> np.ndarray:
     try:
         points = np.concatenate([np.asarray(polygon, np.float32).reshape(-1, 2) for polygon in polygons])
     except (TypeError, ValueError) as error:
-        raise EvcapError(f"a polygon is a list x,y,x,y,... of its points, at least one of them ({error})") from None
+        raise EvcapError(f"a polygon is a list x,y,x,y,... of its points, at least one of them ({one_line(error)})") from None
     if not points.size or not np.isfinite(points).all():
         raise EvcapError("a polygon is a list x,y,x,y,... of its points, at least one of them and all finite")
     first, last = points.min(0), points.max(0)

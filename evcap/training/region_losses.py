@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from torch import nn
 
-from evcap.regions.heads import RegionTextHead
+if TYPE_CHECKING:
+    from evcap.regions.heads import RegionTextHead
 
 TAG_WEIGHT, TEXT_WEIGHT = 0.01, 0.5  # beside the caption loss; the first goes with a sum over batches of 64
 

@@ -129,6 +129,20 @@ def test_gradients_on_the_middle_of_cells_are_those_of_grid_sample():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_places_are_exact_in_bfloat16():
+    """Only the values are rounded: on a wide map bfloat16 would move the points themselves."""
+    generator = torch.Generator().manual_seed(7)
+    value = torch.randn(1, 400, 4, generator=generator)
+    numbers = torch.randn(1, 400, 54, generator=generator)
+    maps, boxes = value.transpose(1, 2).reshape(1, 4, 2, 200), torch.tensor([[150.3, 0.1, 199.2, 1.7]])
+    for exact, rounded in (
+        (deformable_sum(value, numbers, (2, 200), 2, 3), deformable_sum(value.bfloat16(), numbers, (2, 200), 2, 3)),
+        (roi_align(maps, boxes, (2, 9)), roi_align(maps.bfloat16(), boxes, (2, 9))),
+    ):
+        assert rounded.dtype == torch.bfloat16
+        assert (exact - rounded).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_a_new_alignment_gives_nothing_and_learns_from_its_weights_first():
     torch.manual_seed(0)
     align = DeformableAlign(8)

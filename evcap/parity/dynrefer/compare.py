@@ -42,7 +42,7 @@ def compare_regions(folder: Path) -> dict:
     model = RegionParts(recording)
     cases = {}
     for name, case in (VIEWS | PARTS).items():
-        if recording.below(name):
+        if recording.holds(name):
             outputs = case(recording) if name in VIEWS else case(recording, model)
             cases[name] = recording.compare(outputs)
     results = {name: result for case in cases.values() for name, result in case.items()}

@@ -50,11 +50,15 @@ class Recording:
         """Names of tensors that begin with `prefix` and a dot."""
         return [name for name in self.tensors if name.startswith(f"{prefix}.")]
 
+    def holds(self, name: str) -> bool:
+        """Whether there is such a case: tensors below its name, or an entry of meta.json."""
+        return name in self.meta or any(tensor.startswith(f"{name}.") for tensor in self.tensors)
+
     def unused(self) -> list[str]:
         """What nobody read: groups of tensors, by the first part of their names, and what meta.json tells of other cases."""
         tensors = {name.split(".")[0] for name in self.tensors.keys() - self.used}
-        results = {f"results.{name}" for name in SCORES if name in self.meta["results"]} - self.used
-        return sorted(tensors | results | {name for name in TEXTS if name in self.meta})
+        results = {f"results.{name}" for name in SCORES if name in self.meta["results"]}
+        return sorted(tensors | ((results | {name for name in TEXTS if name in self.meta}) - self.used))
 
     def compare(self, outputs: Mapping[str, Output]) -> dict[str, float | bool]:
         """Of each output, by its recorded name: the largest difference, or, without fractions, whether it is equal."""
