@@ -18,7 +18,7 @@ TOLERANCE = 1e-4  # absolute, of values of size 1 to 10
 RELATIVE = ("generated_score", "caption_score")  # products of many probabilities
 # results and texts of meta.json that are cases of their own
 SCORES = ("densecap", "ovad_map_percent", "region_acc", "learning_rate_5_epochs")
-TEXTS = ("control_words", "caption_cleaning")
+TEXTS = ("control_words", "caption_cleaning", "trainable_groups", "zero_at_init")
 
 
 class Recording:
