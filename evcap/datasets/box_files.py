@@ -9,10 +9,10 @@ from math import isfinite
 from pathlib import Path
 
 from evcap.datasets.annotations import read_items, read_lists, refuse
+from evcap.datasets.named_images import Box
 from evcap.errors import EvcapError
 from evcap.text_files import LARGEST_TEXT, brief, one_line, read_table
 
-Box = tuple[float, float, float, float]
 Id = int | str
 CORNERS = ("x1", "y1", "x2", "y2")
 ALIASES = {"file_name": "file", "image": "file"}

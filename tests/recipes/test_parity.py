@@ -14,7 +14,7 @@ from places import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from eval import check_parity
-from eval.check_parity import compare
+from evcap.parity.evcap import compare
 
 WORDS = "Qformer_txt.bert.embeddings.word_embeddings.weight"
 

@@ -1,0 +1,73 @@
+"""The losses of region heads: tags by an asymmetric loss, texts by a sigmoid contrast over all processes (DynRefer)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from torch import nn
+
+if TYPE_CHECKING:
+    from evcap.regions.heads import RegionTextHead
+
+TAG_WEIGHT, TEXT_WEIGHT = 0.01, 0.5  # beside the caption loss; the first goes with a sum over batches of 64
+
+
+def asymmetric_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    gamma_negative: float = 7.0,
+    gamma_positive: float = 0.0,
+    clip: float = 0.05,
+    least: float = 1e-8,
+) -> torch.Tensor:
+    """Logits (R,T), targets (R,T) 1 or 0 -> the sum of cross-entropies, easy ones discounted (ASL, arXiv 2009.14119).
+
+    clip: probability up to which a wrong tag costs nothing. The discount, (1 - p of the truth) ** gamma, has no gradient.
+    least: what a logarithm sees at least.
+    """
+    positive = logits.sigmoid()
+    negative = (1 - positive + clip).clamp(max=1)
+    holds = targets > 0
+    truth = torch.where(holds, positive, negative)
+    with torch.no_grad():
+        discount = torch.where(holds, (1 - truth) ** gamma_positive, (1 - truth) ** gamma_negative)
+    return -(discount * truth.clamp(min=least).log()).sum()
+
+
+def region_text_loss(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Query features of regions (B,Q,W) and the features of each one's text (B,E) -> sigmoid loss over all pairs, per region.
+
+    The mean of two directions: the regions of all processes with this one's texts, and this one's regions with all texts. What
+    is gathered is a constant, this process's own part of it too, as in the release. Every process has the same B.
+    """
+    state = PartialState()
+    if state.num_processes == 1:  # both directions are one
+        return -_agreement(head, regions, texts, torch.eye(len(regions), device=regions.device)) / len(regions)
+    with torch.no_grad():
+        gathered = gather(regions.contiguous()), gather(texts.contiguous())
+    return two_way_loss(head, regions, texts, *gathered, state.process_index)
+
+
+def two_way_loss(
+    head: RegionTextHead,
+    regions: torch.Tensor,
+    texts: torch.Tensor,
+    all_regions: torch.Tensor,
+    all_texts: torch.Tensor,
+    process: int,
+) -> torch.Tensor:
+    """`region_text_loss` of one process, given what all of them have: regions (N,Q,W) and texts (N,E), its own from place
+    process * B on."""
+    count = len(regions)
+    matched = torch.eye(len(all_regions), device=regions.device)
+    own = slice(process * count, (process + 1) * count)
+    both = _agreement(head, all_regions, texts, matched[:, own]) + _agreement(head, regions, all_texts, matched[own])
+    return -both / (2 * count)
+
+
+def _agreement(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
+    """Sum of log-probabilities that each pair of a region and a text is what it is: matched, 1, or not, 0."""
+    return nn.functional.logsigmoid((2 * matched - 1) * head.logits(head(regions, texts))).sum()
