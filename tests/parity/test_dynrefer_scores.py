@@ -14,7 +14,7 @@ class Recorded:
     """What `compare_scores` reads of a recording."""
 
     def __init__(self, meta: dict, tensors: dict):
-        self.meta, self.tensors, self.array = meta, tensors, tensors.__getitem__
+        self.meta, self.tensors, self.array, self.used = meta, tensors, tensors.__getitem__, set()
 
     def below(self, prefix: str) -> list[str]:
         return [name for name in self.tensors if name.startswith(f"{prefix}.")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from evcap.parity.dynrefer import captions, chain, features, heads, views
 from evcap.parity.dynrefer.model import RegionParts, check_constants
 from evcap.parity.dynrefer.recording import TOLERANCE, Recording, passed
+from evcap.parity.dynrefer.scores import compare_scores
 
 VIEWS = {
     "boxes": views.boxes,
@@ -45,6 +46,7 @@ def compare_regions(folder: Path) -> dict:
         if recording.holds(name):
             outputs = case(recording) if name in VIEWS else case(recording, model)
             cases[name] = recording.compare(outputs)
+    cases |= compare_scores(recording)
     results = {name: result for case in cases.values() for name, result in case.items()}
     failed = [name for name, result in results.items() if not passed(name, result)]
     return {

@@ -22,6 +22,7 @@ def compare_scores(recording: Recording) -> dict[str, Compared]:
     tensors = {"densecap": _dense, "ovad": _attributes, "region_acc": _classes}
     texts = {"control_words": _control_words, "caption_cleaning": _cleaning}
     found = {name: case(recording) for name, case in tensors.items() if recording.below(name)}
+    recording.used |= {name for results in found.values() for name in results} | (texts.keys() & recording.meta.keys())
     found |= {name: case(recording.meta) for name, case in texts.items() if name in recording.meta}
     if "attribute_texts" in recording.meta["strings"]:
         found["attribute_texts"] = _attribute_texts(recording.meta["strings"])
