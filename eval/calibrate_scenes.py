@@ -5,8 +5,9 @@
 
 Only what is nowhere in a scene is asked for: of what is there an encoder finds the tiles that it was trained on too easily. For
 each path the level is that which one in ten such phrases exceeds somewhere in a scene (a constant rate of false alarms, as is
-usual for detection in aerial images). `slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the
-mean excess of their scores above the 99th percentile (peaks over threshold, exponential tail). Prints the lines for the preset.
+usual for detection in aerial images). `lead` is how far the best of all these phrases exceeds the level of both paths together.
+`slope` is how far the best of n tiles that do not show a phrase rises with ln(n): the mean excess of their scores above the
+99th percentile (peaks over threshold, exponential tail). Prints the lines for the preset.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def main(
             for way in PATHS:
                 best[way] += [places[0].score for places in searcher.retriever.find(index, absent, way)]
     slope = float(np.mean(excess))
+    level, lead = {}, {}
+    for way in PATHS:
+        above = best[way] - slope * np.log(np.array(tiles) / 1000)
+        level[way] = np.quantile(above, 1 - FALSE_ALARMS)
+        lead[way] = above.max() - level[way]
     print(f"# {len(paths)} scenes, {len(tiles)} phrases that are nowhere in them\nretrieval:")
     for way in PATHS:
-        level = np.quantile(best[way] - slope * np.log(np.array(tiles) / 1000), 1 - FALSE_ALARMS)
-        print(f"  {way}: {level:.3f}")
-    print(f"  slope: {slope:.3f}")
+        print(f"  {way}: {level[way]:.3f}")
+    print(f"  slope: {slope:.3f}\n  lead: {lead['both']:.3f}")
 
 
 if __name__ == "__main__":

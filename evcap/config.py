@@ -129,12 +129,13 @@ class DecodingConfig:
 @dataclass(frozen=True)
 class RetrievalConfig:
     """When something counts as found in an image of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
-    plus `slope` x ln(tiles / 1000). How they were measured: docs/big-images.md."""
+    plus `slope` x ln(tiles / 1000), if the best place is above that by `lead`. How they were measured: docs/big-images.md."""
 
     fast: float
     slow: float
     both: float
     slope: float
+    lead: float = 0.0
     reduce: str = "mean"  # which images stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
     contexts: int = 3  # places that are described for an answer; all are shown
 

@@ -1,5 +1,6 @@
 """Retrieval over tiles: scores in closed form, the release's rule on small tables, places on an image of plain colours."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -141,6 +142,24 @@ def test_thresholds_grow_with_the_logarithm_of_the_tiles():
     retriever = Retriever(ColourTower(), [], RetrievalConfig(fast=-0.1, slow=0.0, both=0.0, slope=0.05))
     assert retriever.threshold("fast", 1000) == pytest.approx(-0.1)
     assert retriever.threshold("fast", 50_000) == pytest.approx(-0.1 + 0.05 * math.log(50))
+
+
+@given(scores=st.lists(st.floats(-1, 1, width=32), max_size=6), lead=st.floats(0, 1), tiles=st.integers(1, 10**6))
+def test_places_count_if_the_best_of_them_leads(scores, lead, tiles):
+    scores = sorted(scores, reverse=True)
+    retriever = Retriever(ColourTower(), [], RetrievalConfig(fast=-0.1, slow=0.0, both=0.2, slope=0.05, lead=lead))
+    level = 0.2 + 0.05 * math.log(tiles / 1000)
+    expected = [scores[0] > level + lead and score > level for score in scores]
+    assert retriever.sure(np.array(scores), "both", tiles).tolist() == expected
+
+
+def test_a_lead_that_nothing_has_leaves_no_place_sure(painted):
+    index = painted({(40, 40, 72, 72): "fire"})
+    best = Retriever(ColourTower(), [colour_gallery(*COLOURS)], RULE).find(index, ["fire"])[0][0]
+    retriever = Retriever(ColourTower(), [colour_gallery(*COLOURS)], dataclasses.replace(RULE, lead=2.0))
+    assert best.sure and not any(place.sure for place in retriever.find(index, ["fire"])[0])
+    assert retriever.find(index, ["fire"])[0][0] == dataclasses.replace(best, sure=False)
+    assert not retriever.survey(index, ["fire"], 3)
 
 
 @given(size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)), data=st.data())

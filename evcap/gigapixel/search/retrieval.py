@@ -41,8 +41,8 @@ Way = Literal["fast", "slow", "both"]  # both: the sum of both scores, or the fa
 
 @dataclass(frozen=True)
 class Place:
-    """A part of the image found for a phrase. box: x1,y1,x2,y2 in pixels. path: which comparison found it. sure: above the
-    threshold for so many tiles."""
+    """A part of the image found for a phrase. box: x1,y1,x2,y2 in pixels. path: which comparison found it. sure: it counts as
+    found (`Retriever.sure`)."""
 
     box: tuple[int, int, int, int]
     score: float
@@ -136,6 +136,14 @@ class Retriever:
         there are: with a tail that falls exponentially, by slope x ln(n)."""
         return getattr(self.rule, way) + self.rule.slope * math.log(max(tiles, 1) / 1000)
 
+    def sure(self, scores: np.ndarray, way: Way, tiles: int) -> np.ndarray:
+        """Which of a phrase's places (n,), best first, count: those above the threshold, if the best is above it by `lead`.
+
+        Two thresholds, as hysteresis has them: whether there is anything at all asks for more than whether there is one more.
+        """
+        level = self.threshold(way, tiles)
+        return (scores > level) & (scores[:1] > level + self.rule.lead)
+
     def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = PLACES) -> list[list[Place]]:
         """Places of each phrase, best first, at most `most`, of which those in front are `sure`, or none of them.
 
@@ -153,8 +161,10 @@ class Retriever:
         places = []
         for phrase, scores in zip(phrases, self.scores(index, phrases), strict=True):
             best = int(scores.of("both").argmax())
-            place = self._place(boxes[best], scores, best, phrase, "both", len(boxes))
-            limit = self.threshold("fast" if scores.slow is None else "both", len(boxes))
+            measured = _measured("both", scores)
+            sure = self.sure(scores.of("both")[[best]], measured, len(boxes))[0]
+            place = self._place(boxes[best], scores, best, phrase, "both", len(boxes), sure)
+            limit = self.threshold(measured, len(boxes))
             places += [(place.score - limit, place)] if place.sure else []
         if not places:
             return []
@@ -172,15 +182,14 @@ class Retriever:
         slow = None if scores.slow is None else np.concatenate([scores.slow[kept], seen.slow])
         both = Scores(np.concatenate([scores.fast[kept], seen.fast]), slow)
         apart = suppress(np.concatenate([boxes[kept], _grown(windows)]), both.of(way), APART, most)
-        return [self._place(every[i], both, i, phrase, way, len(boxes)) for i in apart]
+        sure = self.sure(both.of(way)[apart], _measured(way, both), len(boxes))
+        return [self._place(every[i], both, i, phrase, way, len(boxes), s) for i, s in zip(apart, sure, strict=True)]
 
-    def _place(self, box: np.ndarray, scores: Scores, i: int, phrase: str, way: Way, tiles: int) -> Place:
+    def _place(self, box: np.ndarray, scores: Scores, i: int, phrase: str, way: Way, tiles: int, sure: bool) -> Place:
         """Window i of those that were scored."""
-        score = float(scores.of(way)[i])
-        measured = "fast" if way == "both" and scores.slow is None else way
         by_words = way == "fast" or (way == "both" and scores.fast[i] > self.threshold("fast", tiles))
         path = "fast" if by_words or scores.slow is None else "slow"
-        return Place(tuple(box.tolist()), score, phrase, path, score > self.threshold(measured, tiles))
+        return Place(tuple(box.tolist()), float(scores.of(way)[i]), phrase, path, bool(sure))
 
     def _looked(self, raster: Raster, windows: np.ndarray, batch: int = 16) -> Sequence[np.ndarray]:
         side = self._tower.image_size
@@ -191,6 +200,11 @@ class Retriever:
         with closing(prefetched(read, windows.tolist(), 2 * batch, threads=1)) as pictures:
             parts = iter(lambda: list(islice(pictures, batch)), [])
             return [self._tower.query_features(part, batch).numpy() for part in parts]
+
+
+def _measured(way: Way, scores: Scores) -> Way:
+    """The way whose threshold fits the scores of `way`."""
+    return "fast" if way == "both" and scores.slow is None else way
 
 
 def _of_each(rows: Sequence[np.ndarray] | TileIndex, width: int, measure: Callable[[torch.Tensor], np.ndarray]) -> np.ndarray:
