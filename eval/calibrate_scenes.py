@@ -57,15 +57,12 @@ def main(
             for way in PATHS:
                 best[way] += [places[0].score for places in searcher.retriever.find(index, absent, way)]
     slope = float(np.mean(excess))
-    level, lead = {}, {}
-    for way in PATHS:
-        above = best[way] - slope * np.log(np.array(tiles) / 1000)
-        level[way] = np.quantile(above, 1 - FALSE_ALARMS)
-        lead[way] = above.max() - level[way]
+    above = {way: best[way] - slope * np.log(np.array(tiles) / 1000) for way in PATHS}
+    level = {way: np.quantile(above[way], 1 - FALSE_ALARMS) for way in PATHS}
     print(f"# {len(paths)} scenes, {len(tiles)} phrases that are nowhere in them\nretrieval:")
     for way in PATHS:
         print(f"  {way}: {level[way]:.3f}")
-    print(f"  slope: {slope:.3f}\n  lead: {lead['both']:.3f}")
+    print(f"  slope: {slope:.3f}\n  lead: {above['both'].max() - level['both']:.3f}")
 
 
 if __name__ == "__main__":

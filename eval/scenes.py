@@ -94,7 +94,7 @@ class Asked:
         cell = np.array([self.raster.width / heat.shape[1], self.raster.height / heat.shape[0]])
         corners = np.stack([columns, rows], axis=1)
         boxes = np.concatenate([corners * cell, (corners + 1) * cell], axis=1)
-        return Found(boxes, int(retriever.sure(scores.of(way), way, 1)[0]))
+        return Found(boxes, int(scores.of(way)[0] > retriever.threshold(way, 1)))
 
     def look_by_reference(self, phrase: str) -> Found:
         """The release's rule: boxes by probability; what it selects on the fast path counts as found, or nothing."""

@@ -129,7 +129,8 @@ class DecodingConfig:
 @dataclass(frozen=True)
 class RetrievalConfig:
     """When something counts as found in an image of many tiles: above `fast`, `slow` or `both`, which hold for 1,000 tiles,
-    plus `slope` x ln(tiles / 1000), if the best place is above that by `lead`. How they were measured: docs/big-images.md."""
+    plus `slope` x ln(tiles / 1000); above `both` if the best place is above it by `lead`. How they were measured:
+    docs/big-images.md."""
 
     fast: float
     slow: float

@@ -151,6 +151,8 @@ def test_places_count_if_the_best_of_them_leads(scores, lead, tiles):
     level = 0.2 + 0.05 * math.log(tiles / 1000)
     expected = [scores[0] > level + lead and score > level for score in scores]
     assert retriever.sure(np.array(scores), "both", tiles).tolist() == expected
+    level = -0.1 + 0.05 * math.log(tiles / 1000)
+    assert retriever.sure(np.array(scores), "fast", tiles).tolist() == [score > level for score in scores]
 
 
 def test_a_lead_that_nothing_has_leaves_no_place_sure(painted):

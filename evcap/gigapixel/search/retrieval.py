@@ -137,12 +137,13 @@ class Retriever:
         return getattr(self.rule, way) + self.rule.slope * math.log(max(tiles, 1) / 1000)
 
     def sure(self, scores: np.ndarray, way: Way, tiles: int) -> np.ndarray:
-        """Which of a phrase's places (n,), best first, count: those above the threshold, if the best is above it by `lead`.
+        """Which of a phrase's places (n,), best first, count: those above the threshold, by both paths if the best leads.
 
         Two thresholds, as hysteresis has them: whether there is anything at all asks for more than whether there is one more.
+        The fast path alone has one: its scores end at 0, which leaves no room for a lead.
         """
         level = self.threshold(way, tiles)
-        return (scores > level) & (scores[:1] > level + self.rule.lead)
+        return (scores > level) & (scores[:1] > level + (self.rule.lead if way == "both" else 0))
 
     def find(self, index: TileIndex, phrases: Sequence[str], way: Way = "both", most: int = PLACES) -> list[list[Place]]:
         """Places of each phrase, best first, at most `most`, of which those in front are `sure`, or none of them.
