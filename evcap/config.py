@@ -243,7 +243,19 @@ def load_preset(name_or_path: str | Path) -> Preset:
         raise EvcapError(
             f"{name_or_path}: vision: `source` names the folder or hub name of kind 'transformers'; set both or neither"
         )
+    _check_retrieval(preset, name_or_path)
     return dataclasses.replace(preset, vision=measured(vision))
+
+
+def _check_retrieval(preset: Preset, where: str | Path) -> None:
+    """Raises EvcapError for a number by which nothing, or the wrong thing, would be found without a word."""
+    memory, votes = preset.memory, preset.memory.votes or Votes()
+    least = {"memory: top_k": (memory.top_k, 1), "memory: sub_top_k": (memory.sub_top_k, 1), "memory: names": (memory.names, 0)}
+    least |= {"memory: votes: neighbours": (votes.neighbours, 1), "memory: votes: sharpness": (votes.sharpness, 0)}
+    least |= {"retrieval: lead": (preset.retrieval.lead, 0)} if preset.retrieval else {}
+    for name, (value, limit) in least.items():
+        if value < limit:
+            raise EvcapError(f"{where}: {name} is {value}, it must be at least {limit}")
 
 
 def measured(vision: VisionConfig) -> VisionConfig:

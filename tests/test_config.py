@@ -166,6 +166,21 @@ def test_wrong_type(tmp_path, part, key, value):
     assert message.startswith(f"FILE: {part}: {key}: expected" if part else f"FILE: {key}: expected")
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("memory: {top_k: 0}", "memory: top_k is 0, it must be at least 1"),
+        ("memory: {sub_top_k: -1}", "memory: sub_top_k is -1, it must be at least 1"),
+        ("memory: {names: -1}", "memory: names is -1, it must be at least 0"),
+        ("memory: {votes: {neighbours: 0}}", "memory: votes: neighbours is 0, it must be at least 1"),
+        ("memory: {votes: {sharpness: -3}}", "memory: votes: sharpness is -3.0, it must be at least 0"),
+        ("retrieval: {lead: -0.1}", "retrieval: lead is -0.1, it must be at least 0"),
+    ],
+)
+def test_a_number_by_which_nothing_would_be_found(tmp_path, text, line):
+    assert refusal(tmp_path, f"base: embedded\n{text}\n").endswith(line)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "3"])
 def test_not_a_mapping(tmp_path, text):
     assert "expected settings as key: value" in refusal(tmp_path, text)
@@ -209,13 +224,13 @@ def values_of(cls):
     """Strategy for any settings of dataclass `cls`."""
     text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]))  # PyYAML writes U+0085 as a space
     simple = {
-        int: st.integers(0, 10**6),
+        int: st.integers(1, 10**6),
         float: st.floats(0, 1e6),
         bool: st.booleans(),
         str: text,
         list[float]: st.lists(st.floats(-10, 10)),
         list[str]: st.lists(text),
-        RetrievalConfig | None: st.none() | st.builds(RetrievalConfig, *[st.floats(-9, 9)] * 4),
+        RetrievalConfig | None: st.none() | st.builds(RetrievalConfig, *[st.floats(-9, 9)] * 4, st.floats(0, 9)),
         str | None: st.none() | st.text("abc/._", min_size=1),
         int | None: st.none() | st.integers(0, 20),
         Votes | None: st.none() | st.builds(Votes, st.integers(1, 1000), st.floats(0, 100)),
