@@ -21,6 +21,11 @@ def _unless(setting: str, default: Callable):
     return field(default_factory=default, metadata={"unless": setting})
 
 
+def _at_least(least: float, default: float):
+    """A number that a file may not set lower: nothing, or the wrong thing, would be found without a word."""
+    return field(default=default, metadata={"least": least})
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The frozen image tower. `tokens` x `width` is the shape of the patch tokens it gives for one image.
@@ -80,8 +85,8 @@ class QFormerConfig:
 class Votes:
     """Retrieval by votes: the `neighbours` keys nearest to the mean query vote, with exp(`sharpness` x cosine) each."""
 
-    neighbours: int = 100
-    sharpness: float = 20.0
+    neighbours: int = _at_least(1, 100)
+    sharpness: float = _at_least(0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,9 @@ class MemoryConfig:
     """Retrieval: the first `names` names by `votes`, where they are set, else by the rule of the EVCap release: of the `top_k`
     nearest keys of each query the best `sub_top_k` stay."""
 
-    top_k: int = 5
-    sub_top_k: int = 32
-    names: int = 10
+    top_k: int = _at_least(1, 5)
+    sub_top_k: int = _at_least(1, 32)
+    names: int = _at_least(0, 10)
     votes: Votes | None = None
 
 
@@ -136,7 +141,7 @@ class RetrievalConfig:
     slow: float
     both: float
     slope: float
-    lead: float = 0.0
+    lead: float = _at_least(0, 0.0)
     reduce: str = "mean"  # which images stand for a label: "mean" all, "cluster" the largest, "rerank" those nearest its name
     contexts: int = 3  # places that are described for an answer; all are shown
 
@@ -243,19 +248,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
         raise EvcapError(
             f"{name_or_path}: vision: `source` names the folder or hub name of kind 'transformers'; set both or neither"
         )
-    _check_retrieval(preset, name_or_path)
     return dataclasses.replace(preset, vision=measured(vision))
-
-
-def _check_retrieval(preset: Preset, where: str | Path) -> None:
-    """Raises EvcapError for a number by which nothing, or the wrong thing, would be found without a word."""
-    memory, votes = preset.memory, preset.memory.votes or Votes()
-    least = {"memory: top_k": (memory.top_k, 1), "memory: sub_top_k": (memory.sub_top_k, 1), "memory: names": (memory.names, 0)}
-    least |= {"memory: votes: neighbours": (votes.neighbours, 1), "memory: votes: sharpness": (votes.sharpness, 0)}
-    least |= {"retrieval: lead": (preset.retrieval.lead, 0)} if preset.retrieval else {}
-    for name, (value, limit) in least.items():
-        if value < limit:
-            raise EvcapError(f"{where}: {name} is {value}, it must be at least {limit}")
 
 
 def measured(vision: VisionConfig) -> VisionConfig:

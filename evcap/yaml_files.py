@@ -79,7 +79,8 @@ def _load(text: str):
 
 
 def from_dict(cls, data, where: str):
-    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys."""
+    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys, and for a number below
+    the `least` that a field's metadata names."""
     if not isinstance(data, dict):
         raise EvcapError(f"{where}: expected settings as key: value, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
@@ -91,6 +92,8 @@ def from_dict(cls, data, where: str):
     for name, f in fields.items():
         if name in data:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+            if "least" in f.metadata and values[name] < f.metadata["least"]:
+                raise EvcapError(f"{where}: {name} is {values[name]}, it must be at least {f.metadata['least']}")
         elif _required(f, data):
             raise EvcapError(f"{where}: key '{name}' is missing")
     return cls(**values)
