@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +46,21 @@ def typed(item: dict, key: str, kind: type):
     if not isinstance(item[key], kind):
         raise ValueError(f"{key} is {brief(item[key])}, expected {kind.__name__}")
     return item[key]
+
+
+def known_id(item: dict, key: str, known: Container[int]) -> int:
+    """item[key], a whole number among the `known`. Raises KeyError and ValueError as `typed` does."""
+    if typed(item, key, int) not in known:
+        raise ValueError(f"{key} {brief(item[key])} is not in this file")
+    return item[key]
+
+
+def image_size(image: dict) -> tuple[int, int]:
+    """(width, height) of an item of `images`. Raises KeyError and ValueError as `typed` does."""
+    size = typed(image, "width", int), typed(image, "height", int)
+    if min(size) < 1:
+        raise ValueError(f"width and height are {brief(size)}")
+    return size
 
 
 def refuse(path: Path, what: str, found: Sequence) -> None:

@@ -9,12 +9,11 @@ from math import isfinite
 from pathlib import Path
 
 from evcap.datasets.annotations import read_items, read_lists, refuse
-from evcap.datasets.named_images import Box
+from evcap.datasets.named_images import CORNERS, Box
 from evcap.errors import EvcapError
 from evcap.text_files import LARGEST_TEXT, brief, one_line, read_table
 
 Id = int | str
-CORNERS = ("x1", "y1", "x2", "y2")
 ALIASES = {"file_name": "file", "image": "file"}
 EXPECTED = (
     f"its first line must name the columns file,{','.join(CORNERS)}; COCO's format is read from a file that ends in .json"

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from evcap.datasets.phrases import Box
+from evcap.datasets.named_images import Box
 from evcap.errors import EvcapError
 from evcap.text_files import one_line, read_text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evcap.datasets.annotations import read_items, read_lists, refuse, typed
+from evcap.datasets.annotations import image_size, known_id, read_items, read_lists, refuse, typed
 from evcap.datasets.coco import corners, image_paths, read_instances
 from evcap.datasets.named_images import Box
 from evcap.text_files import brief
@@ -58,7 +58,7 @@ def read_phrases(json_path: str | Path, images_dir: str | Path) -> list[Region]:
     attributes = len(data["attributes"]) if isinstance(data.get("attributes"), list) else 0
 
     def read(a: dict) -> Region | None:
-        image = _image_of(a, paths)
+        image = known_id(a, "image_id", paths)
         phrases, types = (_texts(a, key) for key in ("phrases", "types"))
         if not phrases:
             raise ValueError("its phrases are empty")
@@ -85,7 +85,7 @@ def read_referring(json_path: str | Path, images_dir: str | Path) -> list[Region
     expressions: dict[tuple[int, Box], list[str]] = {}
 
     def read(a: dict) -> None:
-        image, text = _image_of(a, paths), typed(a, "expression", str).strip()
+        image, text = known_id(a, "image_id", paths), typed(a, "expression", str).strip()
         box = None if a["bbox"] is None else within(corners(a["bbox"]), sizes[image][0])
         if box and text:
             expressions.setdefault((image, box), []).append(text)
@@ -126,17 +126,10 @@ def attribute_marks(values, attributes: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _image_of(a: dict, known) -> int:
-    image = typed(a, "image_id", int)
-    if image not in known:
-        raise ValueError(f"image_id {image} is not in this file")
-    return image
-
-
 def _sizes(image: dict) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
-    size = tuple(typed(image, key, int) for key in ("width", "height"))
+    size = image_size(image)
     real = tuple(int(image.get(f"orig_{key}", now)) for key, now in zip(("width", "height"), size, strict=True))
-    if min(size + real) < 1:
+    if min(real) < 1:
         raise ValueError(f"width and height are {brief(size)}")
     return typed(image, "id", int), (size, real)
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evcap.datasets import entities
-from evcap.datasets.annotations import read_items, read_lists, refuse, typed
+from evcap.datasets.annotations import image_size, known_id, read_items, read_lists, refuse, typed
 from evcap.datasets.benchmarks import Files
 from evcap.datasets.coco import corners
-from evcap.datasets.phrases import Box, Region, attribute_marks, within
+from evcap.datasets.named_images import Box
+from evcap.datasets.phrases import Region, attribute_marks, within
 from evcap.errors import EvcapError
 from evcap.text_files import brief, read_json, read_text
 
@@ -97,14 +98,14 @@ def _refcocog(files: Files, split: str) -> Published:
 
     def read_image(i: dict) -> None:
         key = typed(i, "id", int)
-        images[key] = (typed(i, "original_id", int), typed(i, "file_name", str), _size(i), typed(i, "caption", str))
+        images[key] = (typed(i, "original_id", int), typed(i, "file_name", str), image_size(i), typed(i, "caption", str))
 
     read_items(path, data, "images", read_image)
     expressions: dict[tuple[int, int], list[str]] = {}
     boxes = {}
 
     def read(a: dict) -> None:
-        image, file, size, text = images[_key_in(images, a, "image_id")]
+        image, file, size, text = images[known_id(a, "image_id", images)]
         place = image, typed(a, "original_id", int)
         boxes[place] = file, size, corners(a["bbox"])
         expressions.setdefault(place, []).append(text)
@@ -126,7 +127,7 @@ def _visual_genome(files: Files, split: str) -> Published:
         raise EvcapError(f"{splits} has no list of image ids '{split}'")
     wanted = set(ids)
     images = files.need("image_data.json")
-    rows = _listed(images, lambda i: (typed(i, "image_id" if "image_id" in i else "id", int), _size(i)))
+    rows = _listed(images, lambda i: (typed(i, "image_id" if "image_id" in i else "id", int), image_size(i)))
     sizes = {key: size for key, size in rows if key in wanted}
     path = files.need("region_descriptions.json")
     found = Published(path, len(wanted))
@@ -150,7 +151,9 @@ def _ovad(files: Files, split: str) -> Published:
     """ovad2000.json: COCO's format with `attributes`, and their marks as `att_vec` in each annotation."""
     path = files.need("ovad2000.json")
     data = read_lists(path, ("images", "annotations", "categories", "attributes"))
-    images = dict(read_items(path, data, "images", lambda i: (typed(i, "id", int), (typed(i, "file_name", str), _size(i)))))
+    images = dict(
+        read_items(path, data, "images", lambda i: (typed(i, "id", int), (typed(i, "file_name", str), image_size(i))))
+    )
     names = dict(read_items(path, data, "categories", lambda c: (typed(c, "id", int), typed(c, "name", str))))
     used = set(read_items(path, data, "annotations", lambda a: typed(a, "category_id", int)))
     if not used <= set(names):  # its documentation says that they count from 0 to 79
@@ -158,7 +161,7 @@ def _ovad(files: Files, split: str) -> Published:
     found = Published(path, len(images), attributes=data["attributes"])
 
     def read(a: dict) -> None:
-        image, name = _key_in(images, a, "image_id"), names[_key_in(names, a, "category_id")]
+        image, name = known_id(a, "image_id", images), names[known_id(a, "category_id", names)]
         found.add(image, *images[image], corners(a["bbox"]), [name], (), attribute_marks(a["att_vec"], len(data["attributes"])))
 
     read_items(path, data, "annotations", read)
@@ -195,16 +198,3 @@ def _listed(path: Path, read: Callable) -> list:
     if not isinstance(data, list):
         raise EvcapError(f"{path} is not a file of Visual Genome: expected a list")
     return read_items(path, {"items": data}, "items", read)
-
-
-def _size(image: dict) -> tuple[int, int]:
-    size = typed(image, "width", int), typed(image, "height", int)
-    if min(size) < 1:
-        raise ValueError(f"width and height are {brief(size)}")
-    return size
-
-
-def _key_in(known, a: dict, key: str) -> int:
-    if typed(a, key, int) not in known:
-        raise ValueError(f"{key} {brief(a[key])} is not in this file")
-    return a[key]
