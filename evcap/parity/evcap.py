@@ -22,7 +22,7 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.model.evcap import EVCap
 from evcap.model.name_fusion import Retrieved, name_tokenizer
 from evcap.model.towers import build_backbone
-from evcap.parity.towers import set_norms
+from evcap.parity.towers import set_norms, tower_config
 from evcap.weights.blip2 import check_shapes
 from evcap.weights.release import read_release
 from evcap.weights.wheels import read_safetensors
@@ -55,19 +55,9 @@ def preset_of(meta: dict) -> Preset:
         cross_attention_every=bert["cross_attention_every"],
         layer_norm_eps=bert["layer_norm_eps"],
     )
-    vision = dataclasses.replace(
-        paper.vision,
-        image_size=vit["image"],
-        width=vit["width"],
-        tokens=(vit["image"] // vit["patch"]) ** 2 + 1,
-        patch_size=vit["patch"],
-        depth=vit["depth"],
-        heads=vit["heads"],
-        intermediate=int(vit["width"] * vit["mlp_ratio"]),
-    )
     return dataclasses.replace(
         paper,
-        vision=vision,
+        vision=tower_config(vit, vit["heads"]),
         image_qformer=qformer,
         name_qformer=qformer,
         image_queries=meta["num_query"],

@@ -161,12 +161,10 @@ class Retriever:
             return []
         places = []
         for phrase, scores in zip(phrases, self.scores(index, phrases), strict=True):
-            best = int(scores.of("both").argmax())
-            measured = _measured("both", scores)
-            sure = self.sure(scores.of("both")[[best]], measured, len(boxes))[0]
-            place = self._place(boxes[best], scores, best, phrase, "both", len(boxes), sure)
-            limit = self.threshold(measured, len(boxes))
-            places += [(place.score - limit, place)] if place.sure else []
+            best, measured = int(scores.of("both").argmax()), _measured("both", scores)
+            if self.sure(scores.of("both")[[best]], measured, len(boxes))[0]:
+                place = self._place(boxes[best], scores, best, phrase, "both", len(boxes), True)
+                places.append((place.score - self.threshold(measured, len(boxes)), place))
         if not places:
             return []
         kept = suppress(np.array([place.box for _, place in places]), np.array([lead for lead, _ in places]), APART, most)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import nn
 
-from evcap.config import QFormerConfig, load_preset
+from evcap.config import QFormerConfig
 from evcap.errors import EvcapError
 from evcap.model.qformer import QFormer
 from evcap.model.towers import build_backbone
 from evcap.parity.dynrefer.recording import Recording
-from evcap.parity.towers import set_norms
+from evcap.parity.towers import set_norms, tower_config
 from evcap.regions.heads import RegionTextHead, TagHead
 from evcap.regions.perceptual_hash import BLOCK, SIDE
 from evcap.regions.roi import SAMPLES
@@ -69,17 +67,7 @@ class RegionParts(nn.Module):
 
 def _tower(meta: dict) -> nn.Module:
     sizes, eps = meta["sizes"], meta["eps"]
-    config = dataclasses.replace(
-        load_preset("evcap-vicuna-13b").vision,
-        image_size=sizes["image"],
-        width=sizes["width"],
-        tokens=(sizes["image"] // sizes["patch"]) ** 2 + 1,
-        patch_size=sizes["patch"],
-        depth=sizes["depth"],
-        heads=sizes["vit_heads"],
-        intermediate=int(sizes["width"] * sizes["mlp_ratio"]),
-    )
-    tower = build_backbone(config)
+    tower = build_backbone(tower_config(sizes, sizes["vit_heads"]))
     set_norms(tower, eps["vit_norm"], eps["ln_vision"])
     return tower
 
