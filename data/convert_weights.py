@@ -24,7 +24,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evcap.captioner import encoder_fingerprint
 from evcap.cli.console import command
 from evcap.config import Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
@@ -32,6 +31,7 @@ from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import skeleton
 from evcap.model.evcap import trained_parts
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.training.initial import first_tensors
 from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
 from evcap.weights.release import read_release, read_release_memory

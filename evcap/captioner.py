@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from evcap.config import GeneratorConfig, Preset, assets_folder, fingerprinted, load_preset
+from evcap.config import GeneratorConfig, Preset, assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.generators.evcap import EvcapGenerator
 from evcap.generators.generator import Generator, Seen, Unanswered, at_most
@@ -25,10 +27,12 @@ from evcap.memory.keys import mean_keys
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_encoder, build_model
-from evcap.model.evcap import EVCap, QueryEncoder, adapted_parts
-from evcap.model.vision import VisionEncoder
+from evcap.model.evcap import EVCap, QueryEncoder
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.runtime import full_precision, pick_device
-from evcap.weights.wheels import fingerprint
+
+if TYPE_CHECKING:
+    from evcap.regions.describe import RegionDescriber, RegionDescription
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,6 @@ class Caption:
     caption: str
     captions: list[str]
     names: list[RetrievedName]
-
-
-def encoder_fingerprint(model: QueryEncoder) -> str:
-    """Short hash of what is trained or set on the way from pixels to memory keys: the image Q-Former, adapted blocks of the
-    tower, the vision settings."""
-    norms = {} if model.patch_norm is None else model.patch_norm.state_dict()
-    # the names under which tensors were hashed when the first memories were made
-    tensors = {k.replace("query_norm.", "door."): v.to(torch.float16) for k, v in model.image_qformer.state_dict().items()}
-    tensors.update({f"door.{k}": v.to(torch.float16) for k, v in norms.items()})
-    if isinstance(model.backbone, VisionEncoder):
-        tensors.update({f"tower.{k}": v.to(torch.float16) for k, v in model.backbone.identifying().items()})
-    for name, part in adapted_parts(model).items():
-        tensors.update({f"tower.{name}.{k}": v.to(torch.float16) for k, v in part.state_dict().items()})
-    return fingerprint(tensors, fingerprinted(model.preset.vision))
 
 
 class Captioner:
@@ -69,6 +59,7 @@ class Captioner:
     ):
         self.model = model.eval()
         self.preset: Preset = model.preset
+        self._opened_from: str | Path = model.preset.name
         self.generator_config = config or GeneratorConfig()
         if generator is None and isinstance(model, EVCap):
             generator = EvcapGenerator(model)
@@ -111,6 +102,7 @@ class Captioner:
             place = pick_device(device)
             model = build_encoder(settings, encoder_tensors(preset, settings, trained), place)
             captioner = cls(model, generator=LaterGenerator(config, settings, place), config=config)
+        captioner._opened_from = preset
         own = assets_folder(preset, settings) / "memory"
         if isinstance(memory, VisualNameMemory):
             if memory.encoder != captioner.encoder_fingerprint:
@@ -181,6 +173,19 @@ class Captioner:
         with full_precision(self.device):
             queries = self.model.query_features(patches.to(self.device), grid).cpu()
         return self.caption_features(queries, **options)
+
+    def regions(self, image: Picture, boxes: Sequence[Sequence[float]], **options) -> list[RegionDescription]:
+        """What is in boxes (x1,y1,x2,y2), in pixels of one image as it is stored. options: as `RegionDescriber.describe` takes.
+
+        Raises EvcapError with one line for a box that cannot be described, and for a preset that knows no regions.
+        """
+        return self.region_describer.describe(open_picture(image), boxes, **options)
+
+    @cached_property
+    def region_describer(self) -> RegionDescriber:
+        from evcap.regions.describe import RegionDescriber  # what photos do not need
+
+        return RegionDescriber.open(self, self._opened_from)
 
     def caption_features(
         self,

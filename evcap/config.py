@@ -147,6 +147,34 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True)
+class RegionConfig:
+    """How regions of an image are looked at and told of (evcap/regions). 0 stands for the width of the patch tokens.
+
+    The prompt is `begin`, the vectors, then `words` with the control words, the names, `after`.
+    """
+
+    views: int = _at_least(1, 3)
+    hidden: int = 0  # of the fusion, between its two linear maps
+    inner: int = 0  # channels that the alignment samples
+    align: bool = True
+    residual: bool = False  # the fusion adds to the region's own view, from nothing on
+    qformer: bool = False  # regions have an image Q-Former of their own, as DynRefer trains one
+    texts: str = "minilm"  # who reads the texts that heads compare with: "minilm" or "eva-clip"
+    text_width: int = 384
+    head: QFormerConfig = field(default_factory=lambda: QFormerConfig(256, 2, 4, 1024, dropout=0.1))  # the paper's
+    projection: str = "t5_proj"  # what a checkpoint of the release calls it
+    begin: bool = True  # whether what a prompt begins with stands before the vectors or behind them
+    words: str = "{words}"  # holds "{words}"
+    words_tokens: int = _at_least(1, 32)
+    after: str = ""
+    lora_rank: int = _at_least(0, 0)
+    lora_alpha: float = 16.0
+    names_as_words: bool = False  # names join the control words; else they reach the language model as those of photos
+    tag_threshold: float = 0.7
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)  # itc_weight: of the region-text score
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """Who writes the words (evcap.generators), and what it is told beside the image.
 
@@ -180,6 +208,7 @@ class Preset:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    regions: RegionConfig | None = None  # None: it says nothing of regions
     retrieval: RetrievalConfig | None = None  # None: nobody measured it for this preset's towers
     text_tower: str = ""  # folder or hub name of a CLIP that finds phrases in big images; "" = the text projection
     blip2: list[str] = field(default_factory=list)  # where a "blip2-vit" tower and its Q-Former come from

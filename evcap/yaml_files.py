@@ -79,8 +79,8 @@ def _load(text: str):
 
 
 def from_dict(cls, data, where: str):
-    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys, and for a number below
-    the `least` that a field's metadata names."""
+    """Build dataclass `cls` from plain data. Raises EvcapError on unknown, missing or wrongly typed keys, and for a number
+    below the `least` that a field's metadata names."""
     if not isinstance(data, dict):
         raise EvcapError(f"{where}: expected settings as key: value, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)

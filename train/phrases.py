@@ -14,7 +14,6 @@ from typing import Annotated
 import torch
 import typer
 
-from evcap.captioner import encoder_fingerprint
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown
@@ -23,6 +22,7 @@ from evcap.language.phrases import PhraseModel
 from evcap.language.sentences import clean_caption
 from evcap.memory.keys import mean_keys
 from evcap.model.build import build_model
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.training.features import cached_queries
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml

@@ -23,7 +23,7 @@ from typing import Annotated
 import torch
 import typer
 
-from evcap.captioner import Captioner, encoder_fingerprint
+from evcap.captioner import Captioner
 from evcap.cli.console import command, complain
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
@@ -35,11 +35,12 @@ from evcap.language.sentences import SentenceEmbedder, clean_caption
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.model.name_fusion import name_tokenizer
 from evcap.runtime import full_precision, half_precision
 from evcap.training.features import cached_names, cached_queries
 from evcap.training.loop import Learner, TrainingLoop
-from evcap.training.renaming import Renamer
+from evcap.training.renaming import Renamer, retold
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml
 
@@ -142,20 +143,6 @@ def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Rename
     return Renamer(memory.counts(), [row[0] for path in lists for row in read_name_list(path)], SentenceEmbedder())
 
 
-def texts_of(
-    names: list[str], captions: list[str], renamer: Renamer | None, config: Config, count: int, draw: random.Random
-) -> tuple[list[str], list[str]]:
-    """At most `count` names and the captions of one image as this step tells them: some names dropped, some renamed in both."""
-    said = draw.sample(captions, len(captions))
-    if renamer is None:
-        return names[:count], said
-    if config.wrong_names and draw.random() < config.wrong_names:
-        names = renamer.unsaid(names, captions)
-    kept = renamer.drop(names[:count], config.drop_names, draw)
-    table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
-    return [table.get(name, name) for name in kept], [renamer.replace(caption, table) for caption in said]
-
-
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
     data: DataFolder,
@@ -231,7 +218,7 @@ def main(
                 names = [[n.name for n in row] for row in captioner.retrieve(queries)]
             else:
                 names = [view_names[view][row] for view, row in zip(chosen, rows, strict=True)]
-            told = [texts_of(n, captions[row], renamer, config, rule.names, draw) for n, row in zip(names, rows, strict=True)]
+            told = [retold(n, captions[row], renamer, config, rule.names, draw) for n, row in zip(names, rows, strict=True)]
             packed = model.language.pack([said for _, said in told], config.text_slots, config.max_tokens)
             return [kept for kept, _ in told], packed
 

@@ -57,7 +57,7 @@ class EncoderDecoderModel(LanguageModel):
         return Prompt(embeddings, prompt.mask.gather(1, order))
 
     def _target(self, caption: str) -> list[int]:
-        return self.first + self._ids(caption.strip())
+        return self.first + self.ids(caption.strip())
 
     def token_losses(self, prompt: Prompt, packed: PackedCaptions) -> torch.Tensor:
         """Cross-entropy (B,L) of every caption token given the image and its caption so far, 0 in empty slots."""

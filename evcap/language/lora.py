@@ -59,16 +59,21 @@ def merge_lora(model: nn.Module) -> None:
             setattr(parent, name, wrapped.base)
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """Modules of their own over the same tensors: what is wrapped or unwrapped in one is not in the other."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
 def plain_twin(model: nn.Module) -> nn.Module:
-    """The model as it was before it had adapters: modules of its own over the same tensors, without a wrapper.
+    """The model as it was before it had adapters: a twin without a wrapper.
 
     So that one thread may ask it while another captions with the adapters. Folded ones stay in it.
     """
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    for parent, name, wrapped in list(_wrapped(twin)):
+    plain = twin(model)
+    for parent, name, wrapped in list(_wrapped(plain)):
         setattr(parent, name, wrapped.base)
-    return twin
+    return plain
 
 
 def _wrapped(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoraLinear]]:

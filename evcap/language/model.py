@@ -19,10 +19,14 @@ RELEASE_STOPS = ("\n", ".", " .")
 
 @dataclass(frozen=True)
 class TextBlock:
-    """Token ids of B rows, padded on the left to `width` slots, or as wide as the longest needs."""
+    """Token ids of B rows, padded on the left to `width` slots, or as wide as the longest needs.
+
+    added: a vector (d,) that is added to the embedding of each token.
+    """
 
     rows: Sequence[Sequence[int]]
     width: int = 0
+    added: torch.Tensor | None = None
 
 
 Block = torch.Tensor | TextBlock  # embeddings (B,T,d), or text
@@ -86,7 +90,7 @@ class LanguageModel(nn.Module):
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
 
     def _set_up(self) -> None:
-        self.stop = self._ids("\n")[-1]
+        self.stop = self.ids("\n")[-1]
         self.first = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]  # Qwen begins without
         self.last: list[int] = []
         from evcap.language.beam_search import share_prompts  # slow import: transformers
@@ -116,7 +120,8 @@ class LanguageModel(nn.Module):
                 self._plain = [plain_twin(self.llm)]  # in a list: no submodule, whose tensors would count twice
             return self._plain[0]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, without those that the tokenizer puts around it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -125,7 +130,7 @@ class LanguageModel(nn.Module):
     def name_ids(self, names: Sequence[str]) -> list[int]:
         """Tokens of the prompt's name list, as many whole names as fit into `names_tokens`."""
         for count in range(len(names), -1, -1):
-            ids = self._ids(self.config.names.format(names=", ".join(names[:count]) or "none"))
+            ids = self.ids(self.config.names.format(names=", ".join(names[:count]) or "none"))
             if len(ids) <= self.config.names_tokens:
                 return ids
         return []
@@ -133,9 +138,7 @@ class LanguageModel(nn.Module):
     def widest_tail(self) -> int:
         """Slots that the text after the vectors needs at most; compiled training pads to it."""
         return (
-            len(self._ids(self.config.after))
-            + len(self.last)
-            + (self.config.names_tokens if self.config.names_in_prompt else 0)
+            len(self.ids(self.config.after)) + len(self.last) + (self.config.names_tokens if self.config.names_in_prompt else 0)
         )
 
     def prompt(
@@ -149,9 +152,9 @@ class LanguageModel(nn.Module):
 
         `tail_slots` fixes the width of the text tail (for compiled training); 0 = as wide as the longest needs.
         """
-        after = self._ids(self.config.after) + self.last
+        after = self.ids(self.config.after) + self.last
         use_names = self.config.names_in_prompt
-        head = [*self.first, *self._ids(self.config.before)]
+        head = [*self.first, *self.ids(self.config.before)]
         tails = [(self.name_ids(row) if use_names else []) + after for row in names]
         return self.joined([TextBlock([head] * len(vectors)), vectors, *further, TextBlock(tails, tail_slots)])
 
@@ -171,7 +174,8 @@ class LanguageModel(nn.Module):
         ids = [[self.stop] * (width - len(row)) + [*row] for row in block.rows]
         pad = torch.tensor([width - len(row) for row in block.rows], device=device)
         mask = torch.arange(width, device=device) >= pad[:, None]
-        return self.embed(torch.tensor(ids, dtype=torch.long, device=device)), mask
+        embeddings = self.embed(torch.tensor(ids, dtype=torch.long, device=device))
+        return embeddings if block.added is None else embeddings + block.added, mask
 
     def pack(self, captions: Sequence[Sequence[str]], slots: int = 0, max_tokens: int = 32) -> PackedCaptions:
         """Captions of B images -> rows of `slots` tokens (0 = as many as needed), each caption ending in `stop`.
@@ -182,7 +186,7 @@ class LanguageModel(nn.Module):
 
     def _target(self, caption: str) -> list[int]:
         """Tokens of a caption without the stop."""
-        return self._ids(" " + caption.strip())
+        return self.ids(" " + caption.strip())
 
     def pack_ids(self, rows: Sequence[Sequence[Sequence[int]]], slots: int = 0) -> PackedCaptions:
         """As `pack`, of token ids: for each of B images any number of sequences, of which those that fit are kept."""
@@ -245,7 +249,7 @@ class LanguageModel(nn.Module):
         if decoding.search == "release":
             if decoding.min_length:
                 raise EvcapError("the release's search knows no min_length: set it to 0, or decoding.search to beam")
-            beams, stops = max(decoding.beams, num_captions), [self._ids(text)[-1] for text in RELEASE_STOPS]
+            beams, stops = max(decoding.beams, num_captions), [self.ids(text)[-1] for text in RELEASE_STOPS]
             from evcap.language.release_search import release_search
 
             rows = release_search(self.llm, prompt.embeddings, prompt.mask, stops, beams, decoding.max_length)

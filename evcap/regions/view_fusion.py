@@ -80,13 +80,18 @@ class ViewFusion(nn.Module):
         align: bool = True,
         groups: int = 4,
         kernel: int = 3,
+        residual: bool = False,
     ):
         """width: channels C of patch tokens. hidden: between the two linear maps, C unless told. inner, groups, kernel: see
-        `DeformableAlign`, which align=False leaves out."""
+        `DeformableAlign`, which align=False leaves out. residual: what is fused is added to the region's own view, nothing at
+        first, so that what comes behind may stay as it is; the release has none."""
         super().__init__()
-        self.views, self.prefix = views, prefix
+        self.views, self.prefix, self.residual = views, prefix, residual
         self.align = DeformableAlign(width, inner, groups, kernel) if align and views > 1 else None
         self.mlp = nn.Sequential(nn.Linear(views * width, hidden or width), nn.ReLU(), nn.Linear(hidden or width, width))
+        if residual:
+            nn.init.zeros_(self.mlp[2].weight)
+            nn.init.zeros_(self.mlp[2].bias)
 
     def forward(self, tokens: torch.Tensor, boxes: torch.Tensor, grid: tuple[int, int], size: int) -> torch.Tensor:
         """Patch tokens (R,V,prefix+P,C) of views that were resized to size x size pixels -> (R,prefix+P,C).
@@ -96,7 +101,8 @@ class ViewFusion(nn.Module):
         if tokens.shape[1] != self.views:
             raise ValueError(f"{tokens.shape[1]} views of a region, expected {self.views}")
         sequence = torch.cat([tokens[:, :, : self.prefix], self.aligned(self.pooled(tokens, boxes, grid, size), grid)], dim=2)
-        return self.mlp(sequence.transpose(1, 2).flatten(2))
+        fused = self.mlp(sequence.transpose(1, 2).flatten(2))
+        return sequence[:, 0] + fused if self.residual else fused
 
     def pooled(self, tokens: torch.Tensor, boxes: torch.Tensor, grid: tuple[int, int], size: int) -> torch.Tensor:
         """The region out of each view by RoI-align: as in `forward` -> (R,V,P,C)."""

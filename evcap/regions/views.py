@@ -115,6 +115,14 @@ def boxes_in_views(regions: np.ndarray, crops: np.ndarray, size: int) -> np.ndar
     return np.trunc(inside * scale)
 
 
+def located_views(regions: np.ndarray, ratios: np.ndarray, width: int, height: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Regions (N,4) of an image and t (N,V) of their views -> crops (N,V,4) int64, and where each region lies in its views
+    after they were resized to size x size, (N,V,4) float32."""
+    own = crop_boxes(regions, width, height)
+    crops = crop_boxes(view_boxes(regions, ratios, width, height), width, height)
+    return crops, boxes_in_views(own, crops, size)
+
+
 def crop_views(image: Image.Image, crops: np.ndarray, size: int) -> list[Image.Image]:
     """Crops (...,4) of an image, resized to size x size (bicubic, proportions not kept), in the order of the boxes.
 

@@ -28,7 +28,7 @@ BATCH = 64  # images that go through the frozen parts together
 RETRIEVED = 256  # images of one search
 
 
-def _weights(model: QueryEncoder) -> str:
+def tower_weights(model: QueryEncoder) -> str:
     """What tells the frozen tower's weights from others of its kind."""
     tensors = model.backbone.identifying()
     return fingerprint(tensors, {}) if tensors else EFFICIENTNET.sha256
@@ -48,7 +48,7 @@ def _looker(model: QueryEncoder, paths: Sequence[Path], mirrored: bool) -> Calla
     return look
 
 
-def _identities(paths: Sequence[Path], data: Path) -> list[tuple[str, int, int]]:
+def identities(paths: Sequence[Path], data: Path) -> list[tuple[str, int, int]]:
     """What tells these images from others, and from themselves once somebody has replaced them."""
     stats = [(path.relative_to(data), path.stat()) for path in paths]
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
@@ -65,10 +65,10 @@ def cached_features(
     """What the frozen part of the tower gives of each image, as a memory map (N,...) float16: `backbone.adapted` makes patch
     tokens of it. Without adapted blocks these are they, (N,P,C). share: see below."""
     key = {
-        "files": _identities(paths, data),
+        "files": identities(paths, data),
         "flip": mirrored,
         "vision": dataclasses.asdict(model.preset.vision),
-        "weights": _weights(model),
+        "weights": tower_weights(model),
         "precision": "float32",
     }
     shape = model.backbone.frozen_shape(model.preset.vision)
@@ -93,7 +93,7 @@ def cached_queries(
     share: of several processes each computes its part; all must have returned before the rows are read.
     """
     shape = (model.preset.image_queries, model.preset.image_qformer.width)
-    key = {"files": _identities(paths, data), "flip": mirrored, "encoder": encoder, "precision": "float32"}
+    key = {"files": identities(paths, data), "flip": mirrored, "encoder": encoder, "precision": "float32"}
     cache = RowStore(cache_folder() / "features", key, len(paths), shape)
     if cache.done == len(paths):
         return cache.rows

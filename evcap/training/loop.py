@@ -30,14 +30,22 @@ class Learner(nn.Module):
     """What accelerate wraps: a model without its frozen tower, which every process keeps whole and nobody exchanges, but with
     the blocks of it that are adapted.
 
-    Subclasses give the loss in `forward`, from `model`.
+    Subclasses give the loss in `forward`, from `model`, and tell what checkpoints hold where that is no whole EVCap.
     """
 
-    def __init__(self, model: EVCap):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict({name: part for name, part in model.named_children() if name != "backbone"})
-        self.tower = nn.ModuleList(adapted_parts(model).values())
+        self.tower = nn.ModuleList(adapted_parts(model).values() if isinstance(model, EVCap) else ())
         self.__dict__["model"] = model  # no submodule, or the tower would come along
+
+    def trained_parts(self) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint, by their names in the model."""
+        return trained_parts(self.model)
+
+    def load(self, given: dict[str, torch.Tensor], where: str) -> None:
+        """Take the tensors of a checkpoint. Raises EvcapError for those of another model."""
+        load_parts(self.model, given, where)
 
 
 class TrainingLoop:
@@ -76,8 +84,8 @@ class TrainingLoop:
         trainer: its forward pass gives the loss, its model is what checkpoints hold. last_rate: share of the learning rate
         that is left at the end of its cosine.
         """
-        config, model = self.config, trainer.model
-        self.model, self.pictures = model, pictures
+        config = self.config
+        self.learner, self.pictures = trainer, pictures
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.steps_per_epoch = pictures // self.step_size
         if not self.steps_per_epoch:
@@ -88,7 +96,7 @@ class TrainingLoop:
         saved = broadcast_object_list([self.run.checkpoint() if self.accelerator.is_main_process else None])[0]
         self.done = saved["step"] if saved else 0
         if saved:
-            load_parts(model, saved["tensors"], saved["file"])
+            trainer.load(saved["tensors"], saved["file"])
         groups = parameter_groups(trainer, config.weight_decay, without=trainer.tower.parameters())
         adapted = [group for group in parameter_groups(trainer.tower, config.weight_decay) if group["params"]]
         groups += [group | {"lr": config.tower_rate} for group in adapted]
@@ -144,12 +152,12 @@ class TrainingLoop:
     def _trained(self) -> dict[str, torch.Tensor]:
         """The trained tensors, whole, on every process."""
         if not self.by_deepspeed:
-            return whole_tensors(trained_parts(self.model))
+            return whole_tensors(self.learner.trained_parts())
         import deepspeed
 
-        wanted = trained_parts(self.model)
-        with deepspeed.zero.GatheredParameters([p for name, p in self.model.named_parameters() if name in wanted]):
-            return {name: tensor.detach().cpu().clone() for name, tensor in trained_parts(self.model).items()}
+        wanted = self.learner.trained_parts()
+        with deepspeed.zero.GatheredParameters([p for name, p in self.learner.model.named_parameters() if name in wanted]):
+            return {name: tensor.detach().cpu().clone() for name, tensor in self.learner.trained_parts().items()}
 
     def batches(self, validate: Callable[[], dict[str, float]]) -> Iterator[tuple[list[int], int]]:
         """Image numbers and a seed for every forward pass; an update follows the last pass of each step.
@@ -227,7 +235,7 @@ class TrainingLoop:
         self.report(f"epoch {epoch + 1}: " + ", ".join(f"val {k} {v:.1f}" for k, v in scores.items()))
         if scores.get("cider", best) >= best:
             best = scores.get("cider", best)
-            self.run.save_trained(trained_parts(self.model), "best")
+            self.run.save_trained(self.learner.trained_parts(), "best")
         return best
 
 

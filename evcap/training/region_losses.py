@@ -37,18 +37,28 @@ def asymmetric_loss(
     return -(discount * truth.clamp(min=least).log()).sum()
 
 
-def region_text_loss(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+def region_text_loss(
+    head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor, same: torch.Tensor | None = None
+) -> torch.Tensor:
     """Query features of regions (B,Q,W) and the features of each one's text (B,E) -> sigmoid loss over all pairs, per region.
 
     The mean of two directions: the regions of all processes with this one's texts, and this one's regions with all texts. What
     is gathered is a constant, this process's own part of it too, as in the release. Every process has the same B.
+    same: (B,) int64, equal where texts are: such pairs match, too. Without it each region matches its own text alone.
     """
     state = PartialState()
+    same = torch.arange(len(texts), device=texts.device) + state.process_index * len(texts) if same is None else same
     if state.num_processes == 1:  # both directions are one
-        return -_agreement(head, regions, texts, torch.eye(len(regions), device=regions.device)) / len(regions)
+        return -_agreement(head, regions, texts, _equal(same, same)) / len(regions)
     with torch.no_grad():
         gathered = gather(regions.contiguous()), gather(texts.contiguous())
-    return two_way_loss(head, regions, texts, *gathered, state.process_index)
+        everywhere = gather(same)
+    matched = _equal(everywhere, same), _equal(same, everywhere)
+    return two_way_loss(head, regions, texts, *gathered, *matched)
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first[:, None] == second).float()
 
 
 def two_way_loss(
@@ -57,17 +67,21 @@ def two_way_loss(
     texts: torch.Tensor,
     all_regions: torch.Tensor,
     all_texts: torch.Tensor,
-    process: int,
+    by_text: torch.Tensor,
+    by_region: torch.Tensor,
 ) -> torch.Tensor:
-    """`region_text_loss` of one process, given what all of them have: regions (N,Q,W) and texts (N,E), its own from place
-    process * B on."""
-    count = len(regions)
-    matched = torch.eye(len(all_regions), device=regions.device)
-    own = slice(process * count, (process + 1) * count)
-    both = _agreement(head, all_regions, texts, matched[:, own]) + _agreement(head, regions, all_texts, matched[own])
-    return -both / (2 * count)
+    """`region_text_loss` of one process, given what all of them have: regions (N,Q,W) and texts (N,E), and which pairs match,
+    1 or 0: all regions with this one's texts (N,B), this one's regions with all texts (B,N)."""
+    both = _agreement(head, all_regions, texts, by_text) + _agreement(head, regions, all_texts, by_region)
+    return -both / (2 * len(regions))
 
 
 def _agreement(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
     """Sum of log-probabilities that each pair of a region and a text is what it is: matched, 1, or not, 0."""
     return nn.functional.logsigmoid((2 * matched - 1) * head.logits(head(regions, texts))).sum()
+
+
+def class_loss(head: RegionTextHead, regions: torch.Tensor, names: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Query features (R,Q,W), features (C,E) of the names of all classes, labels (R,) int64 -> mean cross-entropy of the scores
+    by which classes are told apart afterwards. Not of the release, whose batches are large enough to hold most classes."""
+    return nn.functional.cross_entropy(head(regions, names) * head.log_scale.exp(), labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -77,3 +78,26 @@ class Renamer:
                 place = match.end
         text = "".join(pieces) + caption[place:]
         return text[:1].upper() + text[1:]
+
+
+class Changes(Protocol):
+    """Settings of a recipe. wrong_names: share of images that lose all names which their captions say. drop_names: share of
+    names left out. rename: share of images whose matched names are renamed."""
+
+    wrong_names: float
+    drop_names: float
+    rename: float
+
+
+def retold(
+    names: list[str], captions: list[str], renamer: Renamer | None, config: Changes, count: int, draw: random.Random
+) -> tuple[list[str], list[str]]:
+    """At most `count` names and the captions of one image as this step tells them: some names dropped, some renamed in both."""
+    said = draw.sample(captions, len(captions))
+    if renamer is None:
+        return names[:count], said
+    if config.wrong_names and draw.random() < config.wrong_names:
+        names = renamer.unsaid(names, captions)
+    kept = renamer.drop(names[:count], config.drop_names, draw)
+    table = renamer.table(kept, said, draw) if draw.random() < config.rename else {}
+    return [table.get(name, name) for name in kept], [renamer.replace(caption, table) for caption in said]

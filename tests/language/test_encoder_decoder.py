@@ -168,8 +168,8 @@ def test_hidden_states_of_what_was_generated(language, vectors):
 def test_captions_end_in_the_models_own_token(language):
     packed = language.pack([["abcdef", "b"]], max_tokens=5)
     begin = [0] if language.llm.config.model_type == "bart" else []
-    first = [*begin, *language._ids("abcdef")][:4] + [END]
-    assert packed.ids[0].tolist() == [*first, *begin, *language._ids("b"), END]
+    first = [*begin, *language.ids("abcdef")][:4] + [END]
+    assert packed.ids[0].tolist() == [*first, *begin, *language.ids("b"), END]
     assert not language.hidden_states(language.prompt(torch.zeros(1, 2, 32), [[]]), language.pack([["long"]], 2)).any()
 
 

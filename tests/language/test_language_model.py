@@ -19,7 +19,7 @@ def vectors():
 
 def plain_losses(language, vectors, names, captions):
     """Losses of every token of every caption, each caption alone behind its own unpadded prompt; through `labels`."""
-    tokenize, embed = language._ids, language.llm.get_input_embeddings()
+    tokenize, embed = language.ids, language.llm.get_input_embeddings()
     config, losses = language.config, []
     for row, listed, texts in zip(vectors, names, captions, strict=True):
         words = config.names.format(names=", ".join(listed) or "none") if config.names_in_prompt else ""
@@ -77,7 +77,7 @@ def test_padding_of_the_prompt_changes_nothing(vectors):
 def test_prompt_layout(vectors):
     language = tiny_language()
     prompt = language.prompt(vectors, NAMES)
-    ids = language._ids
+    ids = language.ids
     tails = ["\nObjects: dog, fire hydrant.\nCaption:", "\nObjects: cat.\nCaption:", "\nObjects: none.\nCaption:"]
     head = [language.tokenizer.bos_token_id, *ids("Look: ")]
     assert prompt.embeddings.shape == (3, len(head) + 5 + max(map(len, tails)), 32)

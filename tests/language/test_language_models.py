@@ -61,7 +61,7 @@ def test_other_families_decode_and_train_alike(family):
     for b, captions in enumerate(CAPTIONS):
         head, place = prompt.embeddings[b][prompt.mask[b]], 0
         for caption in captions:
-            ids = torch.tensor(language._ids(" " + caption) + [language.stop])
+            ids = torch.tensor(language.ids(" " + caption) + [language.stop])
             logits = llm(inputs_embeds=torch.cat([head, language.embed(ids)])[None]).logits[0, len(head) - 1 : -1]
             expected = nn.functional.cross_entropy(logits, ids, reduction="none")
             torch.testing.assert_close(losses[b, place : place + len(ids)], expected, atol=2e-5, rtol=1e-5)

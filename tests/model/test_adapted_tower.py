@@ -8,11 +8,11 @@ import yaml
 from tiny import tiny_language
 from tiny_run import config_for, here, world
 
-from evcap.captioner import encoder_fingerprint
 from evcap.config import load_preset
 from evcap.errors import EvcapError
 from evcap.model.build import build_encoder
 from evcap.model.evcap import EVCap, QueryEncoder, load_parts, trained_parts
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.model.towers import build_backbone
 from evcap.weights.wheels import read_safetensors
 

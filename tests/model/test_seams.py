@@ -81,7 +81,7 @@ def test_blocks_of_a_prompt_lie_one_after_the_other():
     language = tiny_language()
     vectors, objects = torch.randn(2, 4, 32), torch.randn(2, 3, 32)
     plain, longer = language.prompt(vectors, [["dog"], []]), language.prompt(vectors, [["dog"], []], 0, [objects])
-    start = len(language.first) + len(language._ids(language.config.before)) + 4
+    start = len(language.first) + len(language.ids(language.config.before)) + 4
     assert torch.equal(longer.embeddings[:, start : start + 3], objects)
     cut = torch.cat([longer.embeddings[:, :start], longer.embeddings[:, start + 3 :]], dim=1)
     assert torch.equal(cut, plain.embeddings) and longer.mask[:, start : start + 3].all()
@@ -90,8 +90,8 @@ def test_blocks_of_a_prompt_lie_one_after_the_other():
 @torch.no_grad()
 def test_text_blocks_of_unequal_length_predict_as_alone():
     language = tiny_language()
-    rows, vectors = [language._ids("a dog"), language._ids("a much longer text")], torch.randn(2, 4, 32)
-    tail = language._ids(" end")
+    rows, vectors = [language.ids("a dog"), language.ids("a much longer text")], torch.randn(2, 4, 32)
+    tail = language.ids(" end")
     packed = language.pack([["A dog"], ["A cat"]])
     together = language.token_losses(language.joined([TextBlock(rows), vectors, TextBlock([tail] * 2)]), packed)
     for one, row in enumerate(rows):

@@ -11,11 +11,12 @@ import yaml
 from tiny_run import COLOURS, world
 from tiny_towers import FAMILIES, STAGED, pixels, settings_of, tower_folder
 
-from evcap.captioner import Captioner, encoder_fingerprint
+from evcap.captioner import Captioner
 from evcap.config import QFormerConfig, load_preset
 from evcap.errors import EvcapError
 from evcap.model.build import build_encoder
 from evcap.model.evcap import PatchEmbeddingNorm
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.model.towers import build_backbone
 from evcap.model.transformers_tower import open_tower
 

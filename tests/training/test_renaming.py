@@ -11,8 +11,8 @@ from places import REPOSITORY
 
 from evcap.datasets.coco import read_name_list
 from evcap.memory.names import clean_name, pluralize
-from evcap.training.renaming import Renamer
-from train.train import Config, texts_of
+from evcap.training.renaming import Renamer, retold
+from train.train import Config
 
 NAMES = ["dog", "hot dog", "man", "frisbee", "bus", "fire hydrant", "grass"]
 SUBSTITUTES = ["wolf", "teapot", "Stop_Sign", "fly (insect)", "very long name", "pony", ""]
@@ -89,11 +89,11 @@ NAMING = {"output": "", "start_from": "", "memory": "", "sets": [], "epochs": 1,
 def test_some_images_are_left_with_wrong_names_alone(renamer):
     names, captions = ["dog", "bus", "man", "frisbee", "grass"], ["Two dogs", "A dog beside a man"]
     config = Config(**NAMING, rename=0.0, drop_names=0.0, wrong_names=0.3)
-    told = [texts_of(names, captions, renamer, config, 3, random.Random(seed)) for seed in range(1000)]
+    told = [retold(names, captions, renamer, config, 3, random.Random(seed)) for seed in range(1000)]
     assert {tuple(kept) for kept, _ in told} == {("dog", "bus", "man"), ("bus", "frisbee", "grass")}
     assert all(sorted(said) == sorted(captions) for _, said in told)
     assert 0.25 < sum(kept[0] == "bus" for kept, _ in told) / 1000 < 0.35
-    assert texts_of(names, captions, None, config, 3, random.Random(0))[0] == ["dog", "bus", "man"]
+    assert retold(names, captions, None, config, 3, random.Random(0))[0] == ["dog", "bus", "man"]
 
 
 def test_shares(renamer):

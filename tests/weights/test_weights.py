@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny import tiny_evcap
 
-from evcap.captioner import encoder_fingerprint
 from evcap.config import PRESET_FOLDER, VisionConfig, assets_folder, fingerprinted, load_preset, shipped_memory
 from evcap.errors import EvcapError
 from evcap.model.build import build_encoder
 from evcap.model.evcap import load_parts, trained_parts
+from evcap.model.fingerprint import encoder_fingerprint
 from evcap.weights import wheels as weights
 from evcap.weights.wheels import WheelFile, fingerprint, make_folder, read_safetensors, smollm2_folder, write_safetensors
 

@@ -73,10 +73,10 @@ def rtc(recording: Recording, model: RegionParts) -> dict[str, Output]:
 def _two_ranks(recording: Recording, model: RegionParts, weight: float) -> dict[str, Output]:
     """What each of two processes finds that hold half of the pairs."""
     everything = recording["heads.x_v"], recording["rtc.text"]
-    outputs = {}
-    for process, (regions, texts) in enumerate(zip(*(each.chunk(2) for each in everything), strict=True)):
+    outputs, matched = {}, torch.eye(len(everything[0]))
+    for process, (regions, texts, own) in enumerate(zip(*(each.chunk(2) for each in (*everything, matched)), strict=True)):
         regions = regions.clone().requires_grad_()
-        loss = weight * two_way_loss(model.region_text_head, regions, texts, *everything, process)
+        loss = weight * two_way_loss(model.region_text_head, regions, texts, *everything, own.T, own)
         loss.backward()
         outputs[f"rtc.two_ranks.loss_weighted_rank{process}"] = loss
         outputs[f"rtc.two_ranks.grad_x_v_weighted_rank{process}"] = regions.grad

@@ -1,0 +1,245 @@
+"""Training of the region captioner (DynRefer, CVPR 2025, arXiv 2405.16071): fusion of views, heads, projection and adapters.
+
+The spine, with its tower, its Q-Former, its memory and its name fusion, stays as it is. Three things are learned together: the
+captions of regions, which tags hold, and which text fits which region. Views are drawn for each step from those that are kept
+of a region: its own, some at random, the whole image. Names come from the memory in each step, for the features that they are
+found with are learned; an image that is itself in the memory never finds its own entries. Names are renamed together with the
+captions, as in train/train.py.
+
+    accelerate launch train/train_regions.py train/configs/embedded-regions.yaml --data DIR
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from evcap.cli.console import command
+from evcap.cli.options import DataFolder, NoBars
+from evcap.cli.progress import shown, tell
+from evcap.config import assets_folder, load_preset
+from evcap.datasets.coco import read_name_list
+from evcap.errors import EvcapError
+from evcap.evaluation.caption_metrics import cider
+from evcap.language.sentences import cached_sentences
+from evcap.memory.memory import VisualNameMemory
+from evcap.model.build import build_model, language_precision_in_training
+from evcap.model.fingerprint import encoder_fingerprint
+from evcap.regions.control_words import clean_caption, control_words, dropped
+from evcap.regions.model import RegionModel, open_regions
+from evcap.runtime import half_precision
+from evcap.training.loop import Learner, TrainingLoop
+from evcap.training.region_data import RegionFile, ViewTokens, cached_views, drawn_ratios, hashed_ratios, read_samples
+from evcap.training.region_losses import TAG_WEIGHT, TEXT_WEIGHT, asymmetric_loss, class_loss, region_text_loss
+from evcap.training.region_words import tag_targets, words_of
+from evcap.training.renaming import retold
+from evcap.yaml_files import load_yaml
+from train import SPARE, make_renamer, noisy
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a run depends on, beside the data folder."""
+
+    output: str
+    files: list[RegionFile]
+    validation: list[RegionFile]
+    tags: str  # vocabulary, one a line; the file that ships
+    classes: str  # names of classes, one a line
+    epochs: int
+    batch: int  # described regions of a step and process
+    learning_rate: float
+    preset: str = "embedded"
+    start_from: str | None = None  # the spine's tensors and its memory, if not the preset's own
+    memory: str | None = None
+    collages: float = 0.2  # share of the photos that stand on a canvas with others
+    drawn: int = 2  # views at random that are kept of each region
+    ratios: list[float] = field(default_factory=list)  # t of the views instead, always the same ones
+    in_classes: int = 12  # regions of classes that join each step
+    caption_weight: float = 1.0
+    tag_weight: float = TAG_WEIGHT
+    text_weight: float = TEXT_WEIGHT
+    class_weight: float = 0.5
+    with_names: bool = True
+    substitutes: str = ""  # as in train/train.py, and so the next four
+    rename: float = 0.5
+    wrong_names: float = 0.0
+    noise: float = 0.0
+    drop_names: float = 0.05
+    accumulate: int = 1
+    last_rate: float = 0.0
+    weight_decay: float = 0.05
+    warmup: int = 100
+    caption_slots: int = 24
+    max_tokens: int = 16
+    validate: int = 240
+    checkpoint_minutes: float = 5.0
+    compile: bool = True
+    seed: int = 0
+    max_steps: int = 0  # a shorter run, schedule included; 0 = all epochs
+
+
+class RegionLearner(Learner):
+    """The region model with its losses as one forward pass."""
+
+    def __init__(self, model: RegionModel, config: Config, slots: int):
+        super().__init__(model)
+        self.noise, self.slots = config.noise, slots
+
+    def trained_parts(self) -> dict[str, torch.Tensor]:
+        return self.model.trained()
+
+    def load(self, given: dict[str, torch.Tensor], where: str) -> None:
+        self.model.load(given, where)
+
+    def forward(self, tokens, boxes, told_for, texts, same, tags, holds, known, classes, labels):
+        """tokens (B+c,V,P,C), boxes (B+c,V,4), the last c regions of classes -> dict of losses.
+
+        told_for: Q (B,32,W) -> (names, control words, PackedCaptions) of the described ones. texts (B+c,E): of a text of each
+        region, same (B+c,): its number. tags (T,E), holds and known (B+c,T). classes (k,E), labels (c,).
+        """
+        model, device = self.model, tokens.device
+        queries = model.queries(tokens, boxes)
+        described = queries[: len(queries) - len(labels)]
+        names, controls, captions = told_for(described.detach().float().cpu())
+        prompt = model.prompt(noisy(described, self.noise), names, controls, self.slots)
+        losses = {"caption": model.language.loss(prompt, captions.to(device))}
+        with torch.autocast(device.type, enabled=False):
+            queries = queries.float()
+            logits = model.tag_head(queries, tags).masked_fill(~known, -1e4)  # what is not known costs nothing
+            losses["tag"] = asymmetric_loss(logits, holds & known)
+            losses["text"] = region_text_loss(model.region_text_head, queries, texts, same)
+            losses["class"] = class_loss(model.region_text_head, queries[len(described) :], classes, labels)
+        return losses
+
+
+def drawn_views(kept: int, count: int, views: int, draw: np.random.Generator) -> np.ndarray:
+    """Which of the `kept` views of `count` regions a step sees, (count,views): the first, then others, none twice."""
+    others = 1 + draw.random((count, kept - 1)).argsort(1)[:, : views - 1]
+    return np.concatenate([np.zeros((count, 1), np.int64), others], axis=1)
+
+
+@torch.inference_mode()
+def captions_of(learner: RegionLearner, memory: VisualNameMemory | None, views: ViewTokens, rows: range) -> list[str]:
+    """Beam-3 captions of regions from all their views, without control words."""
+    model, said = learner.model, []
+    model.eval()
+    decoding = replace(model.config.decoding, beams=3)
+    everything = np.arange(views.of.shape[1])
+    for start in range(rows.start, rows.stop, 40):
+        part = range(start, min(start + 40, rows.stop))
+        tokens, boxes = (each.to(model.device) for each in views.take(part, everything[None]))
+        with half_precision(model.device):
+            queries = model.queries(tokens, boxes)
+            names = [[]] * len(part)
+            if memory:
+                found = memory.retrieve(queries.float().cpu(), model.spine.preset.memory)
+                names = [[name.name for name in row] for row in found]
+            said += [row[0].text for row in model.captions(queries, names, [control_words([])] * len(part), 1, decoding)]
+    model.train()
+    return said
+
+
+def main(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
+    data: DataFolder,
+    quiet: NoBars = False,
+) -> None:
+    """Train the region captioner."""
+    config = load_yaml(config_path, Config)
+    loop = TrainingLoop(config, shown(quiet), tell)
+    accelerator, progress = loop.accelerator, loop.progress
+    preset = load_preset(config.preset)
+    if loop.sharded:
+        raise EvcapError("train_regions.py runs alone or with ddp.yaml: its language model is a twin, which cannot be sharded")
+    assets = assets_folder(config.preset, preset)
+    spine = build_model(
+        preset,
+        config.start_from or assets / "trained.safetensors",
+        language_precision_in_training(preset, accelerator.device),
+        accelerator.device,
+    )
+    spine.language.merge()
+    model = open_regions(spine, spine.language, None)
+    memory = (
+        VisualNameMemory.open(config.memory or assets / "memory", encoder_fingerprint(spine)) if config.with_names else None
+    )
+    renamer = make_renamer(config, data, memory) if memory else None
+
+    samples = read_samples(config.files, data, config.collages, config.seed)
+    held = read_samples(config.validation, data, 0.0, config.seed)[: config.validate]
+    described = [number for number, sample in enumerate(samples) if not sample.in_class]
+    in_class = [number for number, sample in enumerate(samples) if sample.in_class]
+    fixed = np.array(config.ratios)[None]
+    ratios = fixed.repeat(len(samples), 0) if config.ratios else drawn_ratios(samples, config.drawn, config.seed)
+    views = cached_views(spine, samples, ratios, data, progress, loop.share)
+    held_ratios = fixed.repeat(len(held), 0) if config.ratios else hashed_ratios(held, model.config.views)
+    held_views = cached_views(spine, held, held_ratios, data, progress, loop.share)
+    accelerator.wait_for_everyone()
+    if model.config.views > ratios.shape[1]:
+        raise EvcapError(f"{config_path}: {model.config.views} views of a region, {ratios.shape[1]} are kept: raise `drawn`")
+
+    tags, classes = ([row[0] for row in read_name_list(path)] for path in (config.tags, config.classes))
+    words = words_of(samples, progress)
+    holds, known = tag_targets(samples, words, tags, classes)
+    texts = sorted({clean_caption(phrase) for sample in samples for phrase in sample.region.phrases})
+    place = {text: number for number, text in enumerate(texts)}
+    with accelerator.main_process_first():
+        embedded, tag_texts, class_texts = (cached_sentences(each, progress) for each in (texts, tags, classes))
+    labels = {name: number for number, name in enumerate(classes)}
+
+    slots = model.config.words_tokens + preset.language.names_tokens + len(model.language.ids(model.config.after))
+    spine.requires_grad_(False)
+    spine.eval()
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in model.trained())
+    if config.compile:
+        model.language.compile()
+    learner = RegionLearner(model, config, slots + len(model.language.last))
+    rule = replace(preset.memory, names=preset.memory.names + (SPARE if config.wrong_names else 0))
+    trainer = loop.start(learner, len(described), config.last_rate)
+
+    def scores() -> dict[str, float]:
+        said = loop.together(len(held), lambda share: captions_of(learner, memory, held_views, share))
+        references = {number: list(sample.region.phrases) for number, sample in enumerate(held)}
+        return {"cider": cider(dict(enumerate(said)), references)} if accelerator.is_main_process else {}
+
+    for chosen, draws in loop.batches(scores):
+        draw = random.Random(draws)
+        chosen_rows = [described[number] for number in chosen]
+        of_classes = draw.choices(in_class, k=config.in_classes) if in_class else []
+        rows = chosen_rows + of_classes
+        tokens, boxes = views.take(
+            rows, drawn_views(ratios.shape[1], len(rows), model.config.views, np.random.default_rng(draws))
+        )
+
+        def told_for(queries, rows=chosen_rows, draw=draw):
+            some, names = [samples[row] for row in rows], [[] for _ in rows]
+            if memory:
+                found = memory.retrieve(queries, rule, [sample.region.path.name for sample in some])
+                names = [[name.name for name in row] for row in found]
+            captions = [[clean_caption(phrase) for phrase in sample.region.phrases] for sample in some]
+            told = [
+                retold(each, said, renamer, config, preset.memory.names, draw)
+                for each, said in zip(names, captions, strict=True)
+            ]
+            packed = model.language.pack([said for _, said in told], config.caption_slots, config.max_tokens)
+            return [kept for kept, _ in told], [dropped(words[row], draw) for row in rows], packed
+
+        numbers = torch.tensor([place[clean_caption(draw.choice(samples[row].region.phrases))] for row in rows])
+        given = (embedded[numbers], numbers, tag_texts, holds[rows], known[rows], class_texts)
+        answers = torch.tensor([labels[samples[row].region.phrases[0]] for row in of_classes], dtype=torch.long)
+        given = [tensor.to(accelerator.device) for tensor in (*given, answers)]
+        losses = trainer(tokens.to(accelerator.device), boxes.to(accelerator.device), told_for, *given)
+        loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
+
+
+if __name__ == "__main__":
+    typer.run(command(main))
