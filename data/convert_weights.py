@@ -5,6 +5,7 @@
     python data/convert_weights.py blip2 SOURCE... --output FOLDER               (transformers' layout)
     python data/convert_weights.py release 000.pt fusion.safetensors --output trained.safetensors
     python data/convert_weights.py memory ext_memory_lvis.pkl --output FOLDER
+    python data/convert_weights.py dynrefer CHECKPOINT eva_clip_psz14.pt BLIP2 --output regions.safetensors
     python data/convert_weights.py start --bert google-bert/bert-base-uncased --output start.safetensors
     python data/convert_weights.py compare blip2.safetensors --outputs blip2-outputs.safetensors
 
@@ -30,10 +31,14 @@ from evcap.errors import EvcapError
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import skeleton
-from evcap.model.evcap import trained_parts
+from evcap.model.evcap import QueryEncoder, trained_parts
 from evcap.model.fingerprint import encoder_fingerprint
+from evcap.model.towers import build_backbone
+from evcap.regions.describe import check_regions
+from evcap.regions.model import RegionModel
 from evcap.training.initial import first_tensors
 from evcap.weights.blip2 import Placed, frozen_tensors, load_blip2, read_blip2, to_transformers
+from evcap.weights.dynrefer import PROJECTIONS, read_dynrefer
 from evcap.weights.release import read_release, read_release_memory
 from evcap.weights.shipped import read_trained
 from evcap.weights.wheels import read_safetensors, write_safetensors
@@ -103,6 +108,27 @@ def memory(
     made = VisualNameMemory.build(keys, names, ["EVCap release"] * len(names), images, encoder_fingerprint(model))
     made.save(output)
     print(f"{output}: {len(made)} entries, {len(made.counts())} names")
+
+
+@app.command("dynrefer")
+@command
+def dynrefer(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="The release's checkpoint, EVA-CLIP's text tower, BLIP-2 for the query tokens."),
+    ],
+    output: Output,
+    preset: PresetName = "dynrefer-flan-t5-xl",
+) -> None:
+    """Turn a checkpoint of the DynRefer release into regions.safetensors."""
+    settings = load_preset(preset)
+    check_regions(settings)
+    with torch.device("meta"):
+        wanted = RegionModel(QueryEncoder(settings, build_backbone(settings.vision)), None).state_dict()
+    placed = read_dynrefer(sources, wanted, PROJECTIONS[0 if settings.regions.control_vector else 1])
+    write_safetensors(placed.tensors, output)
+    report(placed)
+    print(f"wrote {output}")
 
 
 @app.command("start")

@@ -114,6 +114,7 @@ class LanguageConfig:
     names: str = ""  # holds "{names}"
     names_in_prompt: bool = False
     names_tokens: int = 40  # room for the name tokens; longer lists are cut at a whole name
+    stop: str = "\n"  # ends the captions of a causal model
     lora_rank: int = 0
     lora_alpha: float = 32.0
     precision: str = "float32"  # of the frozen weights: float32, bfloat16, float16, 8bit or 4bit
@@ -125,6 +126,7 @@ class DecodingConfig:
     min_length: int = 0
     max_length: int = 32
     length_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # of tokens that a caption has already (CTRL, arXiv 1909.05858)
     # weights in the choice among the beams, beside likelihood
     itc_weight: float = 0.0  # of image-text similarity
     phrase_weight: float = 0.0  # of the phrase model
@@ -148,21 +150,19 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """How regions of an image are looked at and told of (evcap/regions). 0 stands for the width of the patch tokens.
-
-    The prompt is `begin`, the vectors, then `words` with the control words, the names, `after`.
-    """
+    """How regions of an image are looked at and told of (evcap/regions). The prompt is that of `language`, but that behind the
+    vectors come `words` with the control words, the names, and `after`."""
 
     views: int = _at_least(1, 3)
-    hidden: int = 0  # of the fusion, between its two linear maps
-    inner: int = 0  # channels that the alignment samples
+    hidden: int = 0  # of the fusion, between its two linear maps; 0 = the width of patch tokens
+    inner: int = 0  # channels that the alignment samples; 0 = all
     align: bool = True
     residual: bool = False  # the fusion adds to the region's own view, from nothing on
     qformer: bool = False  # regions have an image Q-Former of their own, as DynRefer trains one
     texts: str = "minilm"  # who reads the texts that heads compare with: "minilm" or "eva-clip"
     text_width: int = 384
     head: QFormerConfig = field(default_factory=lambda: QFormerConfig(256, 2, 4, 1024, dropout=0.1))  # the paper's
-    projection: str = "t5_proj"  # what a checkpoint of the release calls it
+    control_vector: bool = False  # a learned vector is added to control words, as in the release with Flan-T5
     begin: bool = True  # whether what a prompt begins with stands before the vectors or behind them
     words: str = "{words}"  # holds "{words}"
     words_tokens: int = _at_least(1, 32)

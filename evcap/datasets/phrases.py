@@ -103,9 +103,9 @@ def read_class_boxes(json_path: str | Path, images_dir: str | Path) -> list[Regi
     sizes = dict(read_items(json_path, read_lists(json_path, ("images",)), "images", _sizes))
     found = []
     for one in read_instances(json_path, images_dir):
-        size, _ = sizes[one.image_id]
+        size, real_size = sizes[one.image_id]
         if not one.iscrowd and (box := within(one.box, size)):
-            found.append(Region(one.image_id, one.path, box, (one.name,), (), size, size))
+            found.append(Region(one.image_id, one.path, box, (one.name,), (), size, real_size))
     return found
 
 

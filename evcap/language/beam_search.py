@@ -186,7 +186,11 @@ class _BeamState:
         """Extend by one token, log-probabilities (B*K,V) -> the old row each new live beam came from, (B*K,)."""
         live = self.tokens.shape[1]
         length = self.tokens.shape[2] + 1
-        totals = self.scores[..., None] + log_probabilities.view(self.batch, live, -1)
+        log_probabilities = log_probabilities.view(self.batch, live, -1)
+        if self.decoding.repetition_penalty != 1 and self.tokens.shape[2]:
+            said = log_probabilities.gather(2, self.tokens) * self.decoding.repetition_penalty  # which are below 0
+            log_probabilities = log_probabilities.scatter(2, self.tokens, said)
+        totals = self.scores[..., None] + log_probabilities
         if length <= self.decoding.min_length:
             totals[..., self.stop] = -torch.inf
         best, flat = totals.flatten(1).topk(2 * self.beams)  # at most K of them can end here, so K always go on

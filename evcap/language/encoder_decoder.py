@@ -109,6 +109,7 @@ class EncoderDecoderModel(LanguageModel):
             min_new_tokens=decoding.min_length,
             max_new_tokens=decoding.max_length,
             length_penalty=decoding.length_penalty,
+            repetition_penalty=decoding.repetition_penalty,
             do_sample=False,
             **self._tokens,
         )

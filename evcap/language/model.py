@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
             add_lora(self.llm, config.lora_rank, config.lora_alpha)
 
     def _set_up(self) -> None:
-        self.stop = self.ids("\n")[-1]
+        self.stop = self.ids(self.config.stop)[-1]
         self.first = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]  # Qwen begins without
         self.last: list[int] = []
         from evcap.language.beam_search import share_prompts  # slow import: transformers

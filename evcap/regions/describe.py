@@ -118,7 +118,7 @@ class RegionDescriber:
         ratios = selected_ratios(view_scores(image, regions), self.config.views, task)
         described: list[RegionDescription] = []
         for part, queries in self.query_features(image, regions, ratios, batch_size):
-            said = self._said(queries, words, num_captions, decoding or self.config.decoding)
+            said = self.tell(queries, words, num_captions, decoding or self.config.decoding)
             for box, row, t in zip(regions[part].tolist(), said, ratios[part].tolist(), strict=True):
                 described.append(RegionDescription(tuple(box), *row, t))
         return described
@@ -157,7 +157,7 @@ class RegionDescriber:
         return rows
 
     @torch.inference_mode()
-    def _said(
+    def tell(
         self, queries: torch.Tensor, words: Sequence[str], num_captions: int, decoding: DecodingConfig
     ) -> list[tuple[list[str], list[RetrievedName], list[str], str]]:
         """Q (R,32,W) -> captions, names, tags and class of each region."""

@@ -11,7 +11,6 @@ from torch import nn
 
 from evcap.config import DecodingConfig, RegionConfig
 from evcap.errors import EvcapError
-from evcap.language.encoder_decoder import EncoderDecoderModel
 from evcap.language.lora import LoraLinear, twin
 from evcap.language.model import Hypothesis, LanguageModel, Prompt, TextBlock
 from evcap.model.evcap import EVCap, QueryEncoder
@@ -27,10 +26,10 @@ class RegionModel(nn.Module):
     """The trained parts of a region captioner, beside a spine that stays as it is and is no part of it.
 
     spine: its tower, its Q-Former, and where it is an EVCap its name fusion. language: of the spine or of its own; regions
-    caption with a twin of it that may have adapters of its own.
+    caption with a twin of it that may have adapters of its own. Without one nothing is said.
     """
 
-    def __init__(self, spine: QueryEncoder, language: LanguageModel):
+    def __init__(self, spine: QueryEncoder, language: LanguageModel | None):
         super().__init__()
         self.__dict__["spine"] = spine
         preset = spine.preset
@@ -54,9 +53,8 @@ class RegionModel(nn.Module):
         if isinstance(spine, EVCap):  # regions begin where photos are
             self.projection.load_state_dict(spine.projection.state_dict())
             self._tokenize = name_tokenizer()
-        self.language = _twin(language, config)
-        reads = isinstance(language, EncoderDecoderModel)
-        self.control_embedding = nn.Parameter(torch.zeros(hidden)) if reads else None
+        self.language = language and _twin(language, config)
+        self.control_embedding = nn.Parameter(torch.zeros(hidden)) if config.control_vector else None
 
     @property
     def device(self) -> torch.device:
