@@ -150,8 +150,8 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """How regions of an image are looked at and told of (evcap/regions). The prompt is that of `language`, but that behind the
-    vectors come `words` with the control words, the names, and `after`."""
+    """How regions are looked at and told of (evcap/regions). Their prompt is that of `language`, but behind the vectors come
+    `words` with the control words, the names, and `after`."""
 
     views: int = _at_least(1, 3)
     hidden: int = 0  # of the fusion, between its two linear maps; 0 = the width of patch tokens
@@ -166,6 +166,7 @@ class RegionConfig:
     begin: bool = True  # whether what a prompt begins with stands before the vectors or behind them
     words: str = "{words}"  # holds "{words}"
     words_tokens: int = _at_least(1, 32)
+    names_tokens: int = 40
     after: str = ""
     lora_rank: int = _at_least(0, 0)
     lora_alpha: float = 16.0

@@ -76,7 +76,8 @@ class Config:
     last_rate: float = 0.0
     weight_decay: float = 0.05
     warmup: int = 100
-    caption_slots: int = 24
+    tags_of_step: int = 192  # that are asked about: those that hold, and others at random
+    caption_slots: int = 18
     max_tokens: int = 16
     validate: int = 240
     checkpoint_minutes: float = 5.0
@@ -110,13 +111,17 @@ class RegionLearner(Learner):
         names, controls, captions = told_for(described.detach().float().cpu())
         prompt = model.prompt(noisy(described, self.noise), names, controls, self.slots)
         losses = {"caption": model.language.loss(prompt, captions.to(device))}
-        with torch.autocast(device.type, enabled=False):
-            queries = queries.float()
-            logits = model.tag_head(queries, tags).masked_fill(~known, -1e4)  # what is not known costs nothing
-            losses["tag"] = asymmetric_loss(logits, holds & known)
-            losses["text"] = region_text_loss(model.region_text_head, queries, texts, same)
-            losses["class"] = class_loss(model.region_text_head, queries[len(described) :], classes, labels)
+        logits = model.tag_head(queries, tags).float().masked_fill(~known, -1e4)  # what is not known costs nothing
+        losses["tag"] = asymmetric_loss(logits, holds & known)
+        losses["text"] = region_text_loss(model.region_text_head, queries, texts, same)
+        losses["class"] = class_loss(model.region_text_head, queries[len(described) :], classes, labels)
         return losses
+
+
+def tags_of_step(holds: torch.Tensor, most: int) -> torch.Tensor:
+    """The tags (n,) that hold for some region of a step, holds (R,T), and others at random: at most `most`."""
+    order = holds.any(0).float() + torch.rand(holds.shape[1])
+    return order.topk(min(most, holds.shape[1])).indices
 
 
 def drawn_views(kept: int, count: int, views: int, draw: np.random.Generator) -> np.ndarray:
@@ -194,7 +199,7 @@ def main(
         embedded, tag_texts, class_texts = (cached_sentences(each, progress) for each in (texts, tags, classes))
     labels = {name: number for number, name in enumerate(classes)}
 
-    slots = model.config.words_tokens + preset.language.names_tokens + len(model.language.ids(model.config.after))
+    slots = model.config.words_tokens + model.config.names_tokens + len(model.language.ids(model.config.after))
     spine.requires_grad_(False)
     spine.eval()
     model.train()
@@ -234,7 +239,8 @@ def main(
             return [kept for kept, _ in told], [dropped(words[row], draw) for row in rows], packed
 
         numbers = torch.tensor([place[clean_caption(draw.choice(samples[row].region.phrases))] for row in rows])
-        given = (embedded[numbers], numbers, tag_texts, holds[rows], known[rows], class_texts)
+        asked = tags_of_step(holds[rows], config.tags_of_step)
+        given = (embedded[numbers], numbers, tag_texts[asked], holds[rows][:, asked], known[rows][:, asked], class_texts)
         answers = torch.tensor([labels[samples[row].region.phrases[0]] for row in of_classes], dtype=torch.long)
         given = [tensor.to(accelerator.device) for tensor in (*given, answers)]
         losses = trainer(tokens.to(accelerator.device), boxes.to(accelerator.device), told_for, *given)

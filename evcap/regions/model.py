@@ -139,6 +139,7 @@ def _twin(language: LanguageModel, config: RegionConfig) -> LanguageModel:
     own = replace(
         language.config,
         after=config.after,
+        names_tokens=config.names_tokens,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         names_in_prompt=language.config.names_in_prompt and not config.names_as_words,

@@ -78,10 +78,10 @@ def two_way_loss(
 
 def _agreement(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
     """Sum of log-probabilities that each pair of a region and a text is what it is: matched, 1, or not, 0."""
-    return nn.functional.logsigmoid((2 * matched - 1) * head.logits(head(regions, texts))).sum()
+    return nn.functional.logsigmoid((2 * matched - 1) * head.logits(head(regions, texts).float())).sum()
 
 
 def class_loss(head: RegionTextHead, regions: torch.Tensor, names: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Query features (R,Q,W), features (C,E) of the names of all classes, labels (R,) int64 -> mean cross-entropy of the scores
     by which classes are told apart afterwards. Not of the release, whose batches are large enough to hold most classes."""
-    return nn.functional.cross_entropy(head(regions, names) * head.log_scale.exp(), labels)
+    return nn.functional.cross_entropy(head(regions, names).float() * head.log_scale.exp(), labels)
