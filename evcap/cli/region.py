@@ -46,7 +46,7 @@ def region_command(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Images, folders (searched below), patterns; - reads paths from standard input. With --boxes: folders where "
             "its images are looked for, or those of its images that are meant.",
         ),

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from evcap.regions.describe import RegionDescription
 
 MOST = 40  # regions that are drawn
+COLUMNS = 3  # of texts, at most
 PIXELS = 1400  # of the longer side
 # in inches
 PHOTO = (8.0, 8.0)
 NARROWEST = 1.0
-TEXT, MARGIN, GAP = 4.6, 0.25, 0.3  # width of what is said
+TEXT, MARGIN, GAP, LINE = 4.4, 0.25, 0.3, 0.3  # TEXT: width of what is said
 INDENT = 0.38  # of the text behind its number
 CAPTION, ABOUT = (10.5, 0.19, 44), (8.5, 0.155, 54)  # points, inches of a line, letters in one
 BETWEEN = 0.14
-VIEW_HALO = [withStroke(linewidth=1.8, foreground="white")]
+VIEW_HALO = [withStroke(linewidth=2.0, foreground="white")]
 
 
 def draw_regions(path: str | Path, image: Image.Image, regions: Sequence[tuple[str, RegionDescription]]) -> None:
@@ -40,33 +41,47 @@ def draw_regions(path: str | Path, image: Image.Image, regions: Sequence[tuple[s
     """
     drawn = regions[:MOST]
     texts = [_texts(number, key, said) for number, (key, said) in enumerate(drawn, 1)]
-    depths = [_depth(text) for text in texts]
     scale = min(PHOTO[0] / image.width, PHOTO[1] / image.height)
     width, height = (max(side * scale, NARROWEST) for side in image.size)
+    places, columns, depth = _flow([_depth(text) for text in texts], height)
     rest = f"{len(regions) - MOST:,} more are not drawn." if len(regions) > MOST else ""
-    depth = max(height, sum(depths) + BETWEEN * max(len(depths) - 1, 0) + (0.3 if rest else 0))
-    sheet = Sheet(MARGIN + width + GAP + TEXT + MARGIN, depth + 2 * MARGIN)
+    depth = max(height + (LINE if rest else 0), depth)
+    sheet = Sheet(MARGIN + width + columns * (GAP + TEXT) + MARGIN, depth + 2 * MARGIN)
     axes = sheet.axes(MARGIN, MARGIN, width, height)
     _draw_boxes(axes, image, [said for _, said in drawn], max(image.size) / max(width, height))
+    sheet.write(MARGIN, MARGIN + height + 0.07, rest, ABOUT[0], FAINT)
     page = sheet.axes(0, 0, sheet.width, sheet.height)  # of the numbers beside the texts, in inches
     page.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
     page.set_axis_off()
-    x, y = MARGIN + width + GAP, MARGIN
-    for place, (text, own) in enumerate(zip(texts, depths, strict=True)):
+    for place, (text, (column, down)) in enumerate(zip(texts, places, strict=True)):
+        x, y = MARGIN + width + GAP + column * (TEXT + GAP), MARGIN + down
         draw_badge(page, x + BADGE / 2, y + BADGE / 2, place + 1, colour_of(place))
         _write(sheet, x + INDENT, y, text)
-        y += own + BETWEEN
-    sheet.write(x, y, rest, ABOUT[0], FAINT)
     sheet.save(path)
+
+
+def _flow(depths: Sequence[float], height: float) -> tuple[list[tuple[int, float]], int, float]:
+    """Where texts of so many inches stand, one below the other in at most COLUMNS columns as high as the photo, if they fit:
+    (column, inches from the top) of each, how many columns, and how high they are."""
+    own = [depth + BETWEEN for depth in depths]
+    room = max(height, sum(own) / COLUMNS + max(own, default=0))  # so that no column after the last is begun
+    places, column, down, lowest = [], 0, 0.0, 0.0
+    for depth in own:
+        if down and down + depth - BETWEEN > room:
+            column, down = column + 1, 0.0
+        places.append((column, down))
+        down += depth
+        lowest = max(lowest, down - BETWEEN)
+    return places, column + 1, lowest
 
 
 def _texts(number: int, key: str, said: RegionDescription) -> tuple[list[str], list[str]]:
     """The lines of the caption, and those in small print."""
+    first = [f"class: {said.class_name}" if said.class_name else "", f"id {key}" if key and key != str(number) else ""]
     about = [
-        *([f"class: {said.class_name}"] if said.class_name else []),
-        *([f"tags: {', '.join(said.tags)}"] if said.tags else []),
-        *([f"names: {', '.join(name.name for name in said.names)}"] if said.names else []),
-        *([f"id {key}"] if key and key != str(number) else []),
+        "  ·  ".join(filter(None, first)),
+        f"tags: {', '.join(said.tags)}" if said.tags else "",
+        f"names: {', '.join(name.name for name in said.names)}" if said.names else "",
     ]
     return _wrapped(said.caption or "(no words)", CAPTION[2], 3), [
         line for text in about for line in _wrapped(text, ABOUT[2], 2)
@@ -99,7 +114,7 @@ def _draw_boxes(axes: Axes, image: Image.Image, regions: Sequence[RegionDescript
         spine.set(color=FAINT, linewidth=0.8)
     for place, said in enumerate(regions):
         for view in _views(said, *image.size):
-            draw_box(axes, view, colour_of(place), 0.9, VIEW_HALO, (0, (4, 3)))
+            draw_box(axes, view, colour_of(place), 1.2, VIEW_HALO, (0, (4, 3)))
     boxes = np.array([visible(said.box, *image.size, inch) for said in regions]).reshape(-1, 4)
     draw_numbered(axes, boxes, range(1, len(boxes) + 1), BADGE * inch, *image.size)
     axes.set(xlim=(0, image.width), ylim=(image.height, 0))
