@@ -20,7 +20,7 @@ from evcap.config import assets_folder, load_preset
 from evcap.errors import EvcapError
 from evcap.regions.describe import RegionDescriber, RegionDescription
 from evcap.regions.model import open_regions
-from evcap.regions.views import TASK_RATIOS, checked_regions, selected_ratios, view_scores
+from evcap.regions.views import TASK_RATIOS, checked_regions
 from evcap.weights.wheels import write_safetensors
 
 KEYS = ["file", "id", "box", "caption", "captions", "names", "tags", "class", "views", "error"]
@@ -496,21 +496,23 @@ def test_the_command_says_what_the_describer_says(captioner, tmp_path, examples,
         assert row["tags"] == said.tags and row["views"] == [round(t, 2) for t in said.views] and row["error"] is None
 
 
-def test_certainty_is_that_of_classes_else_of_tags(captioner):
+def test_certainty_is_that_of_classes_else_of_tags(captioner, monkeypatch):
     torch.manual_seed(0)
     model = open_regions(captioner.model, captioner.model.language, None)
     image = Image.effect_noise((60, 40), 80).convert("RGB")
     boxes = [(0, 0, 30, 30), (10, 10, 60, 40), (5, 5, 20, 40)]
     describer = RegionDescriber(captioner, model, ["red", "dog"], ["cat", "bus", "sky"])
+    looked, tokens = [], describer._tokens
+    monkeypatch.setattr(describer, "_tokens", lambda image, crops: looked.extend(crops.tolist()) or tokens(image, crops))
     by_class = describer.certainty(image, boxes, batch_size=2)
+    assert sorted(looked) == sorted([*map(list, boxes), [0, 0, 60, 40]])  # the whole image once
     describer.set_classes([])
     by_tag = describer.certainty(image, boxes)
     assert by_class.shape == by_tag.shape == (3,) and ((by_tag > 0) & (by_tag < 1)).all()
     describer.set_classes(["cat", "bus", "sky"])
     for box, of_class, of_tag in zip(boxes, by_class, by_tag, strict=True):
         region = checked_regions([box], *image.size)
-        ratios = selected_ratios(view_scores(image, region), describer.config.views)
-        (_, queries), *_ = describer.query_features(image, region, ratios)
+        (_, queries), *_ = describer.query_features(image, region, np.array([[0.0, 1.0, 1.0]]))
         with torch.inference_mode():
             tags = model.tag_head(queries, describer.tags.features).sigmoid().max().item()
         assert of_class == pytest.approx(describer.scores(queries, describer.classes.features).max().item(), abs=1e-4)
