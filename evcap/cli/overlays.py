@@ -30,6 +30,11 @@ class Overlays:
             self.file = Path(given)
             self._of = {files[0]: self.file}
 
+    @property
+    def in_folder(self) -> list[Path]:
+        """The drawings that go into a folder."""
+        return [] if self.file else list(self._of.values())
+
     def _check(self, files: Sequence[Path]) -> None:
         owners: dict[str, Path] = {os.path.realpath(file): file for file in files}
         for file, drawing in self._of.items():
@@ -42,7 +47,7 @@ class Overlays:
 
     def draw(self, file: Path | None, picture, results: Sequence, described: Sequence) -> None:
         """Draw one image, if that was wanted and something is said of it. results, described: of the same regions."""
-        if file not in self._of or picture is None or not any(described):
+        if file not in self._of or not any(described):
             return
         from evcap.plots.regions import draw_regions
 

@@ -28,6 +28,8 @@ from evcap.errors import EvcapError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from evcap.datasets.box_files import AskedBox
+    from evcap.images.opening import ImageError
     from evcap.regions.describe import RegionDescriber, RegionDescription
 
 MOST_WINDOWS = 10
@@ -123,12 +125,13 @@ def region_command(
     tensors = check_region_model(preset, model)
     decoding = _decoding(model.regions.decoding, num_captions, beams, max_length)
     overlays = Overlays(overlay, asked.files)
-    check_outputs({"--output": output, "--overlay": overlays.file}, [*asked.files, *filter(None, (boxes, tags, classes))])
+    used = [*asked.files, *filter(None, (boxes, tags, classes)), *overlays.in_folder]
+    check_outputs({"--output": output, "--overlay": overlays.file}, used)
     said = [word.strip() for word in (words or "").split(",") if word.strip()]
     about = {"regions": asked.told, "region-tensors": content_hash(tensors), "task": str(task), "words": ",".join(said)}
     for name, file in (("tags", tags), ("classes", classes)):
-        used = file or tensors.with_name(f"{name}.txt")
-        about[name] = content_hash(used) if used.exists() else ""
+        listed = file or tensors.with_name(f"{name}.txt")
+        about[name] = content_hash(listed) if listed.exists() else ""
     settings = {"evcap": evcap.__version__} | made_with(preset, model, memory) | about | {"num-captions": num_captions}
     settings |= {name.replace("_", "-"): value for name, value in asdict(decoding).items()}
     options = {"task": str(task), "words": said, "num_captions": num_captions, "decoding": decoding, "batch_size": batch_size}
@@ -191,7 +194,7 @@ def _describer(preset: str, memory: Path | None, tags: Sequence[str] | None, cla
 
 def _all_answers(
     todo: Sequence[AskedImage], asked: Asked, load: Callable[[], RegionDescriber], options: dict
-) -> Iterator[tuple[AskedImage, Image | None, list[RegionResult], list[RegionDescription | None]]]:
+) -> Iterator[tuple[AskedImage, Image | ImageError | None, list[RegionResult], list[RegionDescription | None]]]:
     """(image, as opened if it was, what became of its regions, what is said of each), while the next images are opened."""
     from evcap.images.ahead import open_ahead
     from evcap.images.opening import open_image
@@ -202,12 +205,13 @@ def _all_answers(
 
     with closing(open_ahead(todo, 1, opened)) as batches:
         for ((image, picture),) in batches:
-            yield image, *_answers(image, picture, asked, load, options)
+            yield image, picture, *_answers(image, picture, asked, load, options)
 
 
 def _answers(
-    image: AskedImage, picture, asked: Asked, load: Callable[[], RegionDescriber], options: dict
-) -> tuple[Image | None, list[RegionResult], list[RegionDescription | None]]:
+    image: AskedImage, picture: Image | ImageError | None, asked: Asked, load: Callable[[], RegionDescriber], options: dict
+) -> tuple[list[RegionResult], list[RegionDescription | None]]:
+    """What became of the regions of one image, and what is said of each; picture: None where no box can be described."""
     from evcap.datasets.box_files import AskedBox
     from evcap.images.opening import ImageError
 
@@ -222,17 +226,18 @@ def _answers(
         right = [box.box for box, error in zip(boxes, errors, strict=True) if not error]
         replies = iter(load().describe(picture, right, **options) if right else [])
     except ImageError as error:
-        return None, [RegionResult(box.id, box.box, error=box.error or str(error)) for box in boxes], [None] * len(boxes)
+        errors, replies = [box.error or str(error) for box in boxes], iter(())
     except EvcapError:
         raise  # the image is open: what is wrong now is a setting, a memory or a model
     except Exception as error:  # whatever one image does to the model, the others get their answers
         reason = f"{image.file}: {type(error).__name__}: {' '.join(str(error).split())}"
-        return None, [RegionResult(box.id, box.box, error=box.error or reason) for box in boxes], [None] * len(boxes)
+        errors, replies = [box.error or reason for box in boxes], iter(())
     described = [None if error else next(replies) for error in errors]
-    return picture, [_result(*row) for row in zip(boxes, errors, described, strict=True)], described
+    results = [_result(box, error, said) for box, error, said in zip(boxes, errors, described, strict=True)]
+    return results, described
 
 
-def _wrong(box, file: Path, picture: Image) -> str | None:
+def _wrong(box: AskedBox, file: Path, picture: Image) -> str | None:
     """What is wrong with a box of an open image."""
     from evcap.regions.views import checked_regions
 
@@ -243,7 +248,7 @@ def _wrong(box, file: Path, picture: Image) -> str | None:
     return None
 
 
-def _result(box, error: str | None, said: RegionDescription | None) -> RegionResult:
+def _result(box: AskedBox, error: str | None, said: RegionDescription | None) -> RegionResult:
     if said is None:
         return RegionResult(box.id, box.box, error=error)
     names = [(name.name, name.similarity) for name in said.names]

@@ -218,6 +218,16 @@ def test_text_and_csv(region):
     ]
 
 
+def test_boxes_are_in_pixels_of_the_upright_image(region):
+    """A phone stores a portrait as a landscape and says how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open("a.png") as landscape:
+        landscape.save("turned.png", exif=exif)
+    rows = lines(region, "turned.png", "--box", "0,0,30,20", "--box", "0,20,30,40")
+    assert [row["caption"] for row in rows] == ["colour 250 0 0", "colour 0 250 0"]
+
+
 def test_coco_keeps_ids_and_turns_sides_into_corners(region):
     boxes = write_coco({7: "b.png", 5: "a.png"}, [(900, 5, [0, 0, 10, 5]), ("x", 7, [1, 2, 3, 4.5]), (800, 5, [30, 0, 10, 5])])
     rows = lines(region, "--boxes", boxes)
@@ -468,6 +478,8 @@ def test_drawings_of_two_images_of_one_name(region):
     Path("more").mkdir()
     Path("more/a.png").write_bytes(Path("a.png").read_bytes())
     assert "would overwrite" in region("a.png", "more/a.png", "--grid", "1x1", "--overlay", "new/", code=1).stderr
+    result = region("a.png", "--grid", "1x1", "--overlay", "more/", "--output", "more/a.png.png", code=1)
+    assert "a file of this run too" in result.stderr
 
 
 # the shipped spine
