@@ -125,12 +125,12 @@ def _of_file(path: Path, paths: Sequence[str]) -> Asked:
             key = os.path.abspath(file) if file is not None else ""
             images.setdefault(key, AskedImage(file)).boxes.append(asked)
     if left_out:
-        complain(f"{_count(left_out, 'box', 'boxes')} of {_count(set(left_out), 'image')} not named here left out")
+        complain(f"left out: {_count(left_out, 'box', 'boxes')} of {_count(set(left_out), 'image')} beside those named")
     if not images:
         raise EvcapError(f"{path} holds no boxes of the images that were named")
     without = places.named.keys() - images.keys()
     if without:
-        complain(f"{_count(without, 'image')} named here without boxes in {path}")
+        complain(f"left out: {_count(without, 'image')} without a box in {path}")
     ids = {key: [told_id(asked.id) for asked in image.boxes] for key, image in images.items()}
     return Asked(list(images.values()), f"boxes {content_hash(path)}", ids.get)
 
