@@ -1,4 +1,4 @@
-"""The command line: `evcap caption`, `names`, `memory`, `index`, `ask`. Heavy modules are imported inside the commands."""
+"""The command line: `evcap caption`, `names`, `region`, `memory`, `index`, `ask`. Commands import heavy modules themselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from evcap.cli.caption import caption_command
 from evcap.cli.index import index_command
 from evcap.cli.memory import memory_app
 from evcap.cli.names import names_command
+from evcap.cli.region import region_command
 
 app = typer.Typer(
     help="Describe photos, offline, with names from a memory that anyone can edit.",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("caption")(caption_command)
 app.command("names")(names_command)
+app.command("region")(region_command)
 app.add_typer(memory_app, name="memory")
 app.command("index")(index_command)
 app.command("ask")(ask_command)

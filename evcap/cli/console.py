@@ -59,10 +59,10 @@ def command(function: Callable) -> Callable:
 
 
 def report(failures: Sequence[str], total: int, what: str = "images") -> None:
-    """All failures on standard error, one line each."""
+    """All failures on standard error, a line for each reason: that of an image is the same for all its regions."""
     if failures:
         complain(f"{len(failures)} of {total} {what} failed:")
-        for failure in failures:
+        for failure in dict.fromkeys(failures):
             typer.echo(f"  {failure}", err=True)
 
 

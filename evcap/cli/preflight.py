@@ -93,6 +93,30 @@ def checked_decoding(
     return decoding if generator.kind == "endpoint" else replace(decoding, beams=max(decoding.beams, num_captions))
 
 
+def check_region_model(preset: str, settings: Preset) -> Path:
+    """The file of the region tensors of a preset. Raises EvcapError for a preset without regions and for a damaged file."""
+    from evcap.regions.describe import check_regions
+    from evcap.weights.wheels import open_safetensors
+
+    check_regions(settings)
+    tensors = assets_folder(preset, settings) / "regions.safetensors"
+    with open_safetensors(tensors):  # reads the header
+        pass
+    return tensors
+
+
+def content_hash(*files: Path) -> str:
+    """A short hash of the content of files. Raises EvcapError for one that cannot be read."""
+    digests = []
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise EvcapError(f"cannot read {file}: {error.strerror}") from None
+    return _short(" ".join(digests))
+
+
 def made_with(preset: str, settings: Preset, memory: Path | None, generator: GeneratorConfig | None = None) -> dict[str, str]:
     """What answers depend on, beside options: preset and memory, each by a short hash of its content, and who writes."""
     generator = generator or chosen(settings)

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from evcap.cli.results import Format, NamesResult, Result, finished_lines, header
+from evcap.cli.region_results import RegionResults
+from evcap.cli.results import Format, NamesResult, Result, Wanted, finished_lines, header
 from evcap.errors import EvcapError
 from evcap.files import WRITABLE, read_regular, replacing, write_text
 
@@ -25,7 +26,8 @@ class ResultWriter:
     then, and `resume` continues from FILE.part or else from FILE. `finished` holds the absolute paths of images found
     there without error; lines of failed images, which are tried again, and a last line that was torn are dropped.
     FILE.part is locked while this is open, and FILE.part.json beside it tells the settings that its lines were made with.
-    settings: name -> value, plain. kind: Result or NamesResult.
+    settings: name -> value, plain. kind: what is written, with COLUMNS, FIELDS and `line(form)`. wanted: for a kind that
+    writes several lines of an image, see `finished_lines`; an image some of whose lines are missing is not finished.
     Raises EvcapError for a file that cannot be written, that another run is writing, or whose lines would be lost or
     cannot be continued, among others because they were made with other settings.
     """
@@ -36,9 +38,10 @@ class ResultWriter:
         form: str,
         resume: bool = False,
         settings: Mapping[str, object] | None = None,
-        kind: type[Result] | type[NamesResult] = Result,
+        kind: type[Result] | type[NamesResult] | type[RegionResults] = Result,
+        wanted: Wanted | None = None,
     ):
-        self.path, self.form, self.kind = path, form, kind
+        self.path, self.form, self.kind, self._wanted = path, form, kind, wanted
         self.finished: set[str] = set()
         self.remark = ""  # on the lines that are continued
         self.part: Path | None = None
@@ -101,7 +104,8 @@ class ResultWriter:
         if not told:
             self.remark = f"{path} does not tell with which settings"
         folder = Path(told.get("folder", os.getcwd()) if path == self.part else os.getcwd())
-        return dict(finished_lines(self._read(path), path, self.kind, self.form, folder))
+        growing = path == self.part
+        return finished_lines(self._read(path), path, self.kind, self.form, folder, self._wanted, growing)
 
     @staticmethod
     def _read(path: Path) -> str:
@@ -146,8 +150,8 @@ class ResultWriter:
         """Whether an image, by whatever relative or absolute path, has its line."""
         return os.path.abspath(file) in self.finished
 
-    def write(self, result: Result | NamesResult) -> None:
-        """Add the line of one result; on return it has left this process."""
+    def write(self, result: Result | NamesResult | RegionResults) -> None:
+        """Add the lines of one result; on return they have left this process."""
         self._put(result.line(self.form))
 
     def __enter__(self) -> ResultWriter:

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
 from evcap.errors import EvcapError
+
+Wanted = Callable[[str], Sequence[str] | None]  # an image's absolute path -> ids of its lines
 
 
 class Format(StrEnum):
@@ -57,8 +59,7 @@ class Result:
             name = Path(os.path.relpath(self.file, self.folder or None)).as_posix()
             return json.dumps({"file_name": name, "text": self.caption}) + "\n" if self.captions else ""
         if form == Format.jsonl:
-            names = [{"name": name, "similarity": round(float(similarity), 4)} for name, similarity in self.names]
-            return _json_line(self, self.file, self.caption, self.captions, names, self.error)
+            return _json_line(self, self.file, self.caption, self.captions, named(self.names), self.error)
         names = [f"{name} {similarity:.2f}" for name, similarity in self.names]
         if form == Format.csv:
             return csv_line([self.file, self.caption, " | ".join(self.captions), "; ".join(names), self.error])
@@ -93,6 +94,11 @@ class NamesResult:
         return head + "".join(f"  {similarity:10.3f}  {query:5d}  {name}\n" for name, similarity, query in self.names)
 
 
+def named(names: Sequence[tuple[str, float]]) -> list[dict]:
+    """Names and their similarities as JSONL has them."""
+    return [{"name": name, "similarity": round(float(similarity), 4)} for name, similarity in names]
+
+
 def _json_line(result: Result | NamesResult, *values) -> str:
     return json.dumps(dict(zip(result.FIELDS, values, strict=True))) + "\n"
 
@@ -105,24 +111,43 @@ def csv_line(cells: Sequence[str | None]) -> str:
 
 
 def header(kind: type, form: str) -> str:
-    """What stands above the lines of Result or NamesResult."""
+    """What stands above the lines of a kind of results."""
     return csv_line(kind.COLUMNS) if form == Format.csv else ""
 
 
-def finished_lines(text: str, path: Path, kind: type, form: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """(image's absolute path, its line) for each line of `text`, the content of `path`, without error.
+def finished_lines(
+    text: str, path: Path, kind: type, form: str, folder: Path, wanted: Wanted | None = None, growing: bool = False
+) -> dict[str, str]:
+    """{image's absolute path: its lines} for each image that `text`, the content of `path`, tells of without error.
 
     Paths in it are relative to `folder`, those in metadata to the folder of `path`. A last line that was torn is left out.
-    Raises EvcapError for lines that `kind` does not write in this format.
+    wanted: of results with a line for each of several ids, those that an image must have; None where nobody can tell, which
+    leaves out the last image of a file that was `growing`. Raises EvcapError for lines that `kind` does not write in this
+    format.
     """
     base = path.absolute().parent if form == Format.metadata else folder
     if form == Format.csv:
         rows = _read_csv(text, path, kind.COLUMNS)
     else:
         rows = _read_json(text, path, ("file_name", "text") if form == Format.metadata else kind.FIELDS)
-    for file, line, error in rows:
-        if not error:
-            yield os.path.abspath(base / file), line
+    told = [(os.path.abspath(base / file), row, line) for file, row, line in rows]
+    if wanted is None:
+        return {file: line for file, row, line in told if not row.get("error")}
+    found: dict[str, list[tuple[dict, str]]] = {}
+    for file, row, line in told:
+        found.setdefault(file, []).append((row, line))
+    last = told[-1][0] if told and growing else None
+    whole = {}
+    for file, lines in found.items():
+        ids, expected = [told_id(row["id"]) for row, _ in lines], wanted(file)
+        if not any(row["error"] for row, _ in lines) and (ids == expected if expected is not None else file != last):
+            whole[file] = "".join(line for _, line in lines)
+    return whole
+
+
+def told_id(key: int | str | None) -> str:
+    """An id as CSV has it."""
+    return "" if key is None else str(key)
 
 
 def _read_json(text: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple]:
@@ -137,7 +162,7 @@ def _read_json(text: str, path: Path, columns: tuple[str, ...]) -> Iterator[tupl
                 columns_told = ", ".join(columns)
                 raise EvcapError(f"{path}, line {number}: not a line with {columns_told}, cannot resume from it") from None
         else:
-            yield row[columns[0]], line + "\n", row.get("error")
+            yield row[columns[0]], row, line + "\n"
 
 
 def _read_csv(text: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple]:
@@ -149,6 +174,6 @@ def _read_csv(text: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple
         raise EvcapError(f"{path}: its columns are not {','.join(columns)}, cannot resume from it")
     for number, row in enumerate(rows[1:], 2):
         if len(row) == len(columns):
-            yield row[0], csv_line(row), row[-1]
+            yield row[0], dict(zip(columns, row, strict=True)), csv_line(row)
         elif number < len(rows):
             raise EvcapError(f"{path}, row {number}: not a row of {','.join(columns)}, cannot resume from it")

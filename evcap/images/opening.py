@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from errno import ENAMETOOLONG
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from evcap.images.kinds import HEIF, OTHERS, RASTERS, head_of, is_heif, is_raste
 from evcap.images.limits import LARGE_BYTES, ONE_AT_A_TIME, TooLarge, TooSlow, check_bytes, check_scans
 from evcap.raster.display import DEFAULT, Display
 from evcap.raster.opening import driver_named
+from evcap.text_files import brief, one_line
 
 # What is opened, whatever the suffix says. Pillow knows more, some of it by starting other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -167,6 +169,13 @@ NEEDS_UHR = "a raster, which is read with rasterio: pip install 'evcap[uhr]'"
 
 def _head(path: Path) -> bytes:
     """The first bytes of a file. Raises ImageError for what is none."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == ENAMETOOLONG:  # as a file of boxes may ask for
+            raise ImageError(f"{one_line(path)}: no file can have so long a name") from None
+    except ValueError:
+        raise ImageError(f"{brief(str(path))}: no file can have such a name") from None
     if path.is_dir():
         raise ImageError(f"{path}: a folder, in which no image was found or looked for; name images")
     if not path.exists():

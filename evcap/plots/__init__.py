@@ -1,1 +1,1 @@
-"""Images that show results: names with attention, contact sheets, evidence."""
+"""Images that show results: names with attention, contact sheets, evidence, regions."""

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from evcap.errors import EvcapError
-from evcap.files import replacing
 from evcap.gigapixel.ask.evidence import Evidence, numbered
 from evcap.plots.contact_sheet import wrapped
-from evcap.plots.names import COLOURS, FAINT, INK
-from evcap.plots.png import METADATA
-from evcap.raster.geo import cell_words, intersections
+from evcap.plots.names import FAINT, INK
+from evcap.plots.sheet import BADGE, Sheet, colour_of, draw_badge, draw_box, draw_numbered, visible
+from evcap.raster.geo import cell_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +29,6 @@ NARROWEST = 1.0
 THUMBNAIL, TEXT = (1.8, 3.0), 0.8  # a thumbnail's side, and the lines below it
 MARGIN, GAP, LINE = 0.25, 0.25, 0.27
 LETTERS = 16  # of a caption, in an inch
-BADGE, SMALLEST = 0.24, 0.13  # a number, and the side of the smallest box drawn
-DPI = 110
-HALO = [withStroke(linewidth=4, foreground="white")]  # visible on any ground
 THIN_HALO = [withStroke(linewidth=2.2, foreground="#333333")]
 BLANK = 235  # grey of pixels that are not valid
 
@@ -59,7 +51,7 @@ def draw_overlay(path: str | Path, raster: Raster, evidence: Sequence[Evidence],
     heading = _heading(question, answer, max(width + panel, 6))
     top = MARGIN + LINE * len(heading)
     depth = max(height + 0.5, rows * (side + TEXT) if near else 0)
-    sheet = _Sheet(max(width + panel, 6) + 2 * MARGIN, top + depth + 0.1)
+    sheet = Sheet(max(width + panel, 6) + 2 * MARGIN, top + depth + 0.1)
     for line, (text, weight) in enumerate(heading):
         sheet.write(MARGIN, 0.18 + LINE * line, text, 14, INK, weight)
     axes = sheet.axes(MARGIN, top, width, height)
@@ -68,30 +60,8 @@ def draw_overlay(path: str | Path, raster: Raster, evidence: Sequence[Evidence],
     for place, (number, item) in enumerate(near):
         x = MARGIN + width + GAP + place % columns * (side + GAP)
         y = top + place // columns * (side + TEXT)
-        _draw_near(sheet, x, y, side, raster, item, number, _colour(place))
-    try:
-        with replacing(path) as temporary:
-            sheet.figure.savefig(temporary, format="png", metadata=METADATA)
-    except OSError as error:
-        raise EvcapError(f"cannot write {path}: {error.strerror}") from None
-
-
-class _Sheet:
-    """A white page on which things are placed in inches from its upper left corner."""
-
-    def __init__(self, width: float, height: float):
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        place = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(place)
-        axes.set(xticks=[], yticks=[])
-        return axes
-
-    def write(self, x: float, y: float, text: str, size: float, colour: str, weight: str = "normal") -> None:
-        style = {"fontsize": size, "color": colour, "fontweight": weight, "va": "top", "parse_math": False}
-        self.figure.text(x / self.width, 1 - y / self.height, text, linespacing=1.25, **style)
+        _draw_near(sheet, x, y, side, raster, item, number, colour_of(place))
+    sheet.save(path)
 
 
 def _heading(question: str, answer: str, width: float) -> list[tuple[str, str]]:
@@ -100,10 +70,6 @@ def _heading(question: str, answer: str, width: float) -> list[tuple[str, str]]:
     for text, weight, letters, most in ((question, "bold", 8, 2), (answer, "normal", 9, 4)):
         lines += [(line, weight) for line in textwrap.wrap(text, int(width * letters), max_lines=most, placeholder=" ...")]
     return lines
-
-
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
 
 
 def _below(evidence: Sequence[Evidence], others: int, width: float) -> str:
@@ -120,9 +86,7 @@ def _pixels(raster: Raster, box: Sequence[int], longest: int) -> np.ndarray:
     return np.where(valid[..., None], pixels, np.uint8(BLANK))
 
 
-def _draw_near(
-    sheet: _Sheet, x: float, y: float, side: float, raster: Raster, item: Evidence, number: int, colour: str
-) -> None:
+def _draw_near(sheet: Sheet, x: float, y: float, side: float, raster: Raster, item: Evidence, number: int, colour: str) -> None:
     """A thumbnail in a square of so many inches, and below it the caption, how the box was found and where it lies."""
     pixels = _pixels(raster, item.box, NEAR)
     height, width = (max(length / max(pixels.shape[:2]), 0.15) * side for length in pixels.shape[:2])
@@ -130,20 +94,12 @@ def _draw_near(
     axes.imshow(pixels, aspect="auto")
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=3)
-    _draw_badge(axes, 0.18 / width, 1 - 0.18 / height, number, colour, transform=axes.transAxes)
+    draw_badge(axes, 0.18 / width, 1 - 0.18 / height, number, colour, transform=axes.transAxes)
     caption = wrapped(int(side * LETTERS), item.caption)
     found = f"{item.phrase or item.path} {item.score:.2f}, {cell_words(item.box, raster.width, raster.height)}"
     sheet.write(x, y + height + 0.05, caption, 8.5, INK)
     lines = caption.count("\n") + 1 if caption else 0
     sheet.write(x, y + height + 0.05 + 0.145 * lines, wrapped(int(side * LETTERS), found), 8.5, FAINT)
-
-
-def _draw_badge(axes: Axes, x: float, y: float, number: int, colour: str, **place) -> None:
-    label = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "white", "linewidth": 1.2}
-    red, green, blue = to_rgb(colour)
-    ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.68 else INK
-    style = {"fontsize": 9.5, "fontweight": "bold", "color": ink, "ha": "center", "va": "center", "zorder": 5}
-    axes.text(x, y, str(number), bbox=label, **style, **place)
 
 
 def _draw_overview(
@@ -156,54 +112,7 @@ def _draw_overview(
     for spine in axes.spines.values():
         spine.set(color=FAINT, linewidth=0.8)
     for _, item in others:
-        _draw_box(axes, _visible(raster, item.box, inch), "white", 1.2, THIN_HALO)
-    drawn = np.array([_visible(raster, item.box, inch) for _, item in near]).reshape(-1, 4)
-    badges = np.empty((0, 4))
-    for place, (number, _) in reversed(list(enumerate(near))):  # the best on top
-        box, colour = drawn[place], _colour(place)
-        taken = np.concatenate([badges, np.delete(drawn, place, axis=0)])
-        x, y = _free_place(box, taken, BADGE * inch, raster.width, raster.height)
-        badges = np.concatenate([badges, [_square(x, y, BADGE * inch)]])
-        target = np.clip([x, y], box[:2], box[2:])
-        axes.plot(*zip((x, y), target, strict=True), color=colour, linewidth=1.8, path_effects=HALO, zorder=3)
-        _draw_box(axes, box, colour, 2, HALO)
-        _draw_badge(axes, x, y, number, colour)
+        draw_box(axes, visible(item.box, raster.width, raster.height, inch), "white", 1.2, THIN_HALO)
+    drawn = np.array([visible(item.box, raster.width, raster.height, inch) for _, item in near]).reshape(-1, 4)
+    draw_numbered(axes, drawn, [number for number, _ in near], BADGE * inch, raster.width, raster.height)
     axes.set(xlim=(0, raster.width), ylim=(raster.height, 0))
-
-
-def _draw_box(axes: Axes, box: Sequence[float], colour: str, width: float, halo: list) -> None:
-    x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, path_effects=halo))
-
-
-def _visible(raster: Raster, box: Sequence[int], inch: float) -> np.ndarray:
-    """A box of at least SMALLEST around the same centre, inside the raster where it is larger than that, (4,) float64."""
-    corner, size = np.array(box[:2], np.float64), np.subtract(box[2:], box[:2])
-    grown = np.maximum(size, SMALLEST * inch)
-    corner = np.clip(corner - (grown - size) / 2, 0, np.maximum([raster.width, raster.height] - grown, 0))
-    return np.concatenate([corner, corner + grown])
-
-
-def _square(x: float, y: float, side: float) -> list[float]:
-    return [x - side / 2, y - side / 2, x + side / 2, y + side / 2]
-
-
-def _free_place(box: np.ndarray, taken: np.ndarray, badge: float, width: int, height: int) -> tuple[float, float]:
-    """Where a badge covers the fewest boxes and badges: on the corner of a large box, else around a small one."""
-    x1, y1, x2, y2 = box
-    middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
-    places = []
-    if min(x2 - x1, y2 - y1) > 2 * badge:
-        inset = 0.6 * badge
-        places = [(x, y) for y in (y1 + inset, y2 - inset) for x in (x1 + inset, x2 - inset)]
-    for away in (1.1, 2, 3.2):
-        reach_x, reach_y = (x2 - x1) / 2 + away * badge, (y2 - y1) / 2 + away * badge
-        around = [(1, -1), (-1, -1), (1, 1), (-1, 1), (0, -1), (1, 0), (-1, 0), (0, 1)]
-        places += [(middle_x + dx * reach_x, middle_y + dy * reach_y) for dx, dy in around]
-    half = badge / 2
-    places = [(float(np.clip(x, half, width - half)), float(np.clip(y, half, height - half))) for x, y in places]
-    squares = np.array([_square(x, y, badge) for x, y in places])
-    covered = intersections(squares, np.concatenate([taken, box[None]]) if len(taken) else box[None])
-    if min(x2 - x1, y2 - y1) > 2 * badge:
-        covered[:, -1] = 0
-    return places[int(covered.sum(1).argmin())]

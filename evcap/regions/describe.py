@@ -157,6 +157,26 @@ class RegionDescriber:
         return rows
 
     @torch.inference_mode()
+    def certainty(self, image: Image.Image, boxes: Sequence[Sequence[float]], batch_size: int = 32) -> np.ndarray:
+        """How sure it is that there is something in each of N boxes of an RGB image, (N,) float32, comparable among them.
+
+        The best region-text score of the classes, without them the highest probability of a tag. Boxes are looked at alone and
+        in the whole image, which goes through the tower once: each costs as little as an image. Raises EvcapError without
+        classes and tags, and for a box that cannot be described.
+        """
+        if not (self.classes.texts or self.tags.texts):
+            raise EvcapError("windows are chosen by classes or tags, and this describer has none: give it some")
+        regions = checked_regions(boxes, *image.size)
+        ratios = np.tile([0.0, *[1.0] * (self.config.views - 1)], (len(regions), 1))
+        best = []
+        for _, queries in self.query_features(image, regions, ratios, batch_size):
+            if self.classes.texts:
+                best.append(self.scores(queries, self.classes.features).amax(1))
+            else:
+                best.append(self.model.tag_head(queries, self.tags.features.to(queries.device)).sigmoid().amax(1).cpu())
+        return torch.cat(best).numpy()
+
+    @torch.inference_mode()
     def tell(
         self, queries: torch.Tensor, words: Sequence[str], num_captions: int, decoding: DecodingConfig
     ) -> list[tuple[list[str], list[RetrievedName], list[str], str]]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from evcap.errors import EvcapError
 from evcap.gigapixel.ask.evidence import Evidence
-from evcap.plots import evidence as overlay
+from evcap.plots import sheet
 from evcap.plots.evidence import draw_overlay
 from evcap.plots.names import COLOURS
 from evcap.raster.geo import intersections
@@ -61,7 +61,7 @@ def test_thumbnails_show_native_pixels(raster, tmp_path):
     draw_overlay(tmp_path / "with.png", raster, [at((2980, 1980, 3060, 2060))], "?", "!")
     without, shown = drawn(tmp_path / "without.png"), drawn(tmp_path / "with.png")
     assert shown.shape == without.shape
-    side = 3.0 * overlay.DPI
+    side = 3.0 * sheet.DPI
     assert count(without, TARGET) < 0.01 * side**2 < 0.2 * side**2 < count(shown, TARGET) < 0.26 * side**2
 
 
@@ -70,7 +70,7 @@ def test_boxes_have_their_colours(raster, tmp_path):
     boxes = [at((400 * n, 300, 400 * n + 1, 301)) for n in range(9)]
     draw_overlay(tmp_path / "nine.png", raster, [at((0, 0, 4000, 3000), "overview"), *boxes], "?", "!")
     nine = drawn(tmp_path / "nine.png")
-    left = nine[:, : int(9.2 * overlay.DPI)]  # the overview alone
+    left = nine[:, : int(9.2 * sheet.DPI)]  # the overview alone
     for place in range(9):
         assert count(left, rank_colour(place)) > 60
     draw_overlay(tmp_path / "ten.png", raster, [*boxes, at((0, 2000, 1500, 2900))], "?", "!")
@@ -107,20 +107,20 @@ def test_badges_keep_off_each_other():
     box, badge = np.array([500.0, 500, 520, 520]), 60
     taken = np.empty((0, 4))
     for _ in range(8):
-        x, y = overlay._free_place(box, taken, badge, 1000, 1000)
+        x, y = sheet.free_place(box, taken, badge, 1000, 1000)
         square = np.array([[x - 30, y - 30, x + 30, y + 30]])
         assert intersections(square, np.concatenate([taken, box[None]])).sum() == 0
         taken = np.concatenate([taken, square])
     for corner in ([0.0, 0, 10, 10], [990.0, 990, 1000, 1000]):
-        x, y = overlay._free_place(np.array(corner), np.empty((0, 4)), badge, 1000, 1000)
+        x, y = sheet.free_place(np.array(corner), np.empty((0, 4)), badge, 1000, 1000)
         assert 30 <= x <= 970 and 30 <= y <= 970
 
 
 def test_smallest_boxes_stay_inside(raster):
     for box in ((0, 0, 1, 1), (3999, 2999, 4000, 3000), (10, 10, 2000, 11)):
-        x1, y1, x2, y2 = overlay._visible(raster, box, 500)
+        x1, y1, x2, y2 = sheet.visible(box, raster.width, raster.height, 500)
         assert 0 <= x1 <= box[0] and box[2] <= x2 <= 4000 and 0 <= y1 <= box[1] and box[3] <= y2 <= 3000
-        assert min(x2 - x1, y2 - y1) == pytest.approx(500 * overlay.SMALLEST)
+        assert min(x2 - x1, y2 - y1) == pytest.approx(500 * sheet.SMALLEST)
 
 
 def test_file_that_cannot_be_written(raster, tmp_path):
@@ -136,7 +136,7 @@ def test_damage_leaves_the_older_file(raster, tmp_path, monkeypatch):
         Path(path).write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(overlay.Figure, "savefig", broken)
+    monkeypatch.setattr(sheet.Figure, "savefig", broken)
     with pytest.raises(EvcapError, match="No space left"):
         draw_overlay(target, raster, [], "?", "!")
     assert target.read_text() == "older" and sorted(path.name for path in tmp_path.iterdir()) == ["big.tif", "sheet.png"]
