@@ -1,10 +1,13 @@
 """eval/regions.py through its entry point, in the world of coloured squares: what each part counts, told by hand."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +16,12 @@ from places import REPOSITORY
 from tiny_run import COLOURS, world
 
 from evcap.config import load_preset
+from evcap.datasets.phrases import Region
+from evcap.errors import EvcapError
 from evcap.model.build import build_model
 from evcap.regions.model import open_regions
+from evcap.training.region_data import Sample
 from evcap.weights.shipped import write_shipped
-
-pytestmark = pytest.mark.slow  # a process of its own
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,7 @@ def figures(tmp_path_factory) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
 
 
+@pytest.mark.slow  # a process of its own
 def test_phrases(figures):
     """Each photo has one box and one phrase: every choice is right, by chance as well."""
     found = figures["phrases"]
@@ -60,6 +65,7 @@ def test_phrases(figures):
     assert found["accuracy"]["overall"] == found["chance"]["overall"] == found["contrast of photos"]["overall"]
 
 
+@pytest.mark.slow  # a process of its own
 def test_colours(figures):
     """Six squares of clothing and vehicles, of which those that are grey are asked for as gray."""
     found = figures["colours"]
@@ -70,9 +76,23 @@ def test_colours(figures):
     assert found["most frequent colour"] == max(told.values()) / 6
 
 
+@pytest.mark.slow  # a process of its own
 def test_classes(figures):
     found = figures["classes"]
     assert found["regions"] == 6 and len(found["right"]) == 6 and found["always person"] == 0
     labels = [place // 4 % 4 for place in range(6)]
     each = [[r for r, one in zip(found["right"], labels, strict=True) if one == label] for label in set(labels)]
     assert found["mean over classes"] == pytest.approx(sum(sum(row) / len(row) for row in each) / len(each))
+
+
+def test_sets_that_a_part_cannot_count_are_told_in_one_line(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "eval")
+    monkeypatch.delitem(sys.modules, "memory_matters", raising=False)
+    recipe = importlib.import_module("eval.regions")
+    region = Region(1, Path("1.png"), (0, 0, 9, 9), ("zebra",), ("animals",), (9, 9), (9, 9))
+    describer = SimpleNamespace(classes=SimpleNamespace(texts=["person"]))
+    looked = recipe.Looked(describer, [Sample(region.path, region, True)], torch.zeros(1, 6, 24))
+    with pytest.raises(EvcapError, match="classes.txt has no class 'zebra'"):
+        recipe.classes(looked, True)
+    with pytest.raises(EvcapError, match="no region of clothing or vehicles"):
+        recipe.colours(looked, True)
