@@ -37,6 +37,7 @@ from evcap.captioner import Caption, Captioner
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars, Preset
 from evcap.cli.progress import shown, tqdm
+from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import per_image_cider
 from evcap.evaluation.regions import class_accuracy, class_box_ap, find_boxes, means_by_type, score_region_captions
 from evcap.files import write_text
@@ -118,6 +119,8 @@ def captions(looked: Looked, quiet: bool) -> tuple[dict, str]:
 def classes(looked: Looked, quiet: bool) -> tuple[dict, str]:
     """Classes of COCO's boxes by the raw region-text score, over all and by the size of boxes in the photo as it was taken."""
     names = looked.describer.classes
+    if unknown := {sample.region.phrases[0] for sample in looked.samples} - set(names.texts):
+        raise EvcapError(f"the preset's classes.txt has no class '{min(unknown)}', which boxes of the set have")
     logits = torch.cat([looked.describer.scores(batch, names.features) for batch in looked.queries.split(BATCH)]).numpy()
     labels = np.array([names.texts.index(sample.region.phrases[0]) for sample in looked.samples])
     boxes = np.array([sample.region.real_box for sample in looked.samples])
@@ -186,6 +189,8 @@ def colours(looked: Looked, quiet: bool) -> tuple[dict, str]:
         best = looked.describer.scores(queries[None], looked.describer.texts(texts))[0].argmax()
         right.append(int(COLOURS[best] == colour))
         of[colour].append(right[-1])
+    if not right:
+        raise EvcapError("no region of clothing or vehicles has phrases that name one colour of eleven")
     error = statistics.pstdev(right) / len(right) ** 0.5
     most = max(len(row) for row in of.values()) / len(right)
     figures = {

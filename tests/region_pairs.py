@@ -10,6 +10,7 @@ from evcap.config import QFormerConfig
 from evcap.regions.heads import RegionTextHead
 from evcap.training.region_losses import region_text_loss
 
+SAME = [5, 2, 5, 5]  # numbers of the four texts: three regions have one text
 SMALL = QFormerConfig(width=8, layers=2, heads=2, intermediate=16)
 
 
@@ -29,7 +30,12 @@ def main(folder: Path) -> None:
     mine = regions[2 * rank : 2 * rank + 2].clone().requires_grad_()
     loss = region_text_loss(head, mine, texts[2 * rank : 2 * rank + 2])
     loss.backward()
-    torch.save({"loss": loss.detach(), "gradient": mine.grad}, folder / f"{rank}.pt")
+    found = {"loss": loss.detach(), "gradient": mine.grad.clone()}
+    mine.grad = None
+    same = torch.tensor(SAME[2 * rank : 2 * rank + 2])
+    shared = region_text_loss(head, mine, texts[2 * rank : 2 * rank + 2], same)
+    shared.backward()
+    torch.save(found | {"shared": shared.detach(), "shared gradient": mine.grad}, folder / f"{rank}.pt")
     accelerator.wait_for_everyone()  # a process that leaves while the other works may die of it
     accelerator.end_training()
 

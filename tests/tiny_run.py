@@ -41,7 +41,20 @@ COMMON = {
     "compile": False,
     "seed": 3,
 }
+REGIONS = {name: value for name, value in COMMON.items() if name not in ("sets", "text_slots")}
+REGION_FILES = {"file": "squares/regions_train.json", "images": "squares/images"}
 RECIPES = {
+    "train_regions": {
+        "files": [REGION_FILES, REGION_FILES | {"classes": True}],
+        "validation": [REGION_FILES | {"file": "squares/regions_val.json"}],
+        "collages": 0.4,
+        "in_classes": 2,
+        "caption_slots": 40,
+        "max_tokens": 20,
+        "substitutes": "names.txt",
+        "noise": 0.5,
+        "wrong_names": 0.2,
+    },
     "pretrain": {"extra_texts": 4},
     "train": {"train_lora": True, "rename": 0.5, "drop_names": 0.2, "substitutes": "names.txt"},
 }
@@ -60,6 +73,7 @@ def world() -> Path:
     folder = Path(_scratch().name)
     _write_data(folder / "data" / "squares")
     (folder / "data" / "names.txt").write_text("\n".join(["kite", "teapot", "wolf", "stop sign"]))
+    _write_regions(folder / "data" / "squares")
     _write_preset(folder)
     torch.manual_seed(0)
     model = build_model(load_preset(folder / "preset.yaml"), None)
@@ -93,6 +107,22 @@ def _write_data(folder: Path) -> None:
         (folder / f"captions_{split}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
+def _write_regions(folder: Path) -> None:
+    """The squares of each photo as a region with a phrase, and as a class."""
+    categories = [{"id": number, "name": name} for number, name in enumerate(COLOURS)]
+    for split in ("train", "val"):
+        images = json.loads((folder / f"captions_{split}.json").read_text())["images"]
+        common, annotations = {"types": ["other"], "iscrowd": 0, "area": 9}, []
+        for place, image in enumerate(images):
+            colour = list(COLOURS)[(place // 4 + place + 1) % 4]
+            box = {"id": place, "image_id": image["id"], "bbox": [8, 8, 12 + place, 20]} | common
+            annotations.append(box | {"phrases": [f"a {colour} square"], "category_id": place // 4 % 4})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"regions_{split}.json").write_text(json.dumps(content))
+    (folder.parent / "classes.txt").write_text("\n".join(COLOURS))
+    (folder.parent / "tags.txt").write_text("\n".join([*COLOURS, "square"]))
+
+
 def _write_preset(folder: Path) -> None:
     """The embedded preset with a 64-pixel view, a frozen tower, one layer each and the tiny language model."""
     tiny_llm().save_pretrained(folder / "llm")
@@ -102,6 +132,8 @@ def _write_preset(folder: Path) -> None:
     preset["vision"].update(image_size=64, tokens=4, adapted_from=None)
     preset["image_qformer"].update(layers=1, intermediate=64)  # width: that of the names' word embeddings
     preset["name_qformer"].update(layers=1, intermediate=64)
+    preset["regions"] |= {"hidden": 8, "inner": 8, "lora_rank": 2}
+    preset["regions"]["head"] = {"width": 16, "layers": 1, "heads": 2, "intermediate": 32, "dropout": 0.1}
     preset["language"].update(kind=str(folder / "llm"), hidden=32, lora_rank=2)
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
 
@@ -109,11 +141,13 @@ def _write_preset(folder: Path) -> None:
 def config_for(recipe: str, output: str, **changes) -> Path:
     """A YAML file for one run of train/`recipe`.py in the tiny world; its outputs go to world()/`output`."""
     folder = world()
-    settings = COMMON | RECIPES[recipe] | changes
+    settings = (REGIONS if recipe == "train_regions" else COMMON) | RECIPES[recipe] | changes
     settings |= {"output": str(folder / output), "preset": str(folder / "preset.yaml")}
     settings["start_from"] = str(folder / "start.safetensors")
-    if recipe == "train":
+    if recipe != "pretrain":
         settings["memory"] = str(folder / "memory")
+    if recipe == "train_regions":
+        settings |= {name: str(folder / "data" / f"{name}.txt") for name in ("tags", "classes")}
     path = folder / f"{output}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path

@@ -28,10 +28,9 @@ from evcap.cli.console import command, complain
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
 from evcap.config import load_preset
-from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
-from evcap.language.sentences import SentenceEmbedder, clean_caption
+from evcap.language.sentences import clean_caption
 from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.evcap import EVCap
@@ -40,11 +39,11 @@ from evcap.model.name_fusion import name_tokenizer
 from evcap.runtime import full_precision, half_precision
 from evcap.training.features import cached_names, cached_queries
 from evcap.training.loop import Learner, TrainingLoop
-from evcap.training.renaming import Renamer, retold
+from evcap.training.renaming import SPARE, make_renamer, noisy, retold
 from evcap.training.run_folder import read_split
 from evcap.yaml_files import load_yaml
 
-SPARE = 6  # names beside those that a caption is written from, to take the places of hidden ones
+OWN_SUBSTITUTES = Path(__file__).with_name("substitutes.txt")
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,6 @@ class Trainer(Learner):
             return self.model.query_features(patches)
 
 
-def noisy(queries: torch.Tensor, most: float) -> torch.Tensor:
-    """Q (B,32,W) and normal noise of 0 to `most` standard deviations of Q, as large for all queries of an image."""
-    if not most:
-        return queries
-    deviations = most * torch.rand(len(queries), 1, 1, device=queries.device)
-    return queries + deviations * queries.std() * torch.randn_like(queries)
-
-
 def captions_of(captioner: Captioner, config: Config, queries: torch.Tensor) -> list[str]:
     """Beam-3 captions with the memory, from Q (N,32,W) float32."""
     captioner.model.eval()
@@ -134,15 +125,6 @@ def trainable(name: str, config: Config) -> bool:
     return name.startswith(("fusion", "projection")) or (config.train_lora and name.endswith((".down", ".up")))
 
 
-def make_renamer(config: Config, data: Path, memory: VisualNameMemory) -> Renamer | None:
-    if not config.substitutes:
-        if config.wrong_names:
-            raise EvcapError("wrong_names needs `substitutes`, as all changes of names do")
-        return None
-    lists = (data / config.substitutes, Path(__file__).with_name("substitutes.txt"))
-    return Renamer(memory.counts(), [row[0] for path in lists for row in read_name_list(path)], SentenceEmbedder())
-
-
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
     data: DataFolder,
@@ -162,7 +144,7 @@ def main(
     captioner = Captioner(model, memory)
     if config.release and accelerator.is_main_process:
         complain("release: true leaves out nothing that is retrieved: images that are in the memory find their own entries")
-    renamer = make_renamer(config, data, memory)
+    renamer = make_renamer(config, data, OWN_SUBSTITUTES, memory.counts())
     records = read_split(data, config.sets, "train", config.without_names)
     val_records = read_split(data, config.sets, "val")[: config.validate] if config.validate else []
     captions = [[clean_caption(c) for c in r.captions] for r in records]

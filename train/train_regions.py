@@ -23,7 +23,7 @@ import typer
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
-from evcap.config import assets_folder, load_preset
+from evcap.config import RegionConfig, assets_folder, load_preset
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
@@ -38,9 +38,10 @@ from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.region_data import RegionFile, ViewTokens, cached_views, drawn_ratios, hashed_ratios, read_samples
 from evcap.training.region_losses import TAG_WEIGHT, TEXT_WEIGHT, asymmetric_loss, class_loss, region_text_loss
 from evcap.training.region_words import tag_targets, words_of
-from evcap.training.renaming import retold
+from evcap.training.renaming import SPARE, make_renamer, noisy, retold
 from evcap.yaml_files import load_yaml
-from train import SPARE, make_renamer, noisy
+
+OWN_SUBSTITUTES = Path(__file__).with_name("substitutes.txt")
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,19 @@ def tags_of_step(holds: torch.Tensor, most: int) -> torch.Tensor:
     return order.topk(min(most, holds.shape[1])).indices
 
 
+def check_views(config: Config, views: int, path: Path) -> None:
+    """Raises EvcapError for settings that keep other views than the fusion takes, before any is computed."""
+    if config.ratios and len(config.ratios) != views:
+        raise EvcapError(f"{path}: {len(config.ratios)} ratios, the preset's regions have {views} views")
+    if not config.ratios and config.drawn + 2 < views:
+        raise EvcapError(f"{path}: {views} views of a region, {config.drawn + 2} are kept: raise `drawn`")
+
+
 def drawn_views(kept: int, count: int, views: int, draw: np.random.Generator) -> np.ndarray:
-    """Which of the `kept` views of `count` regions a step sees, (count,views): the first, then others, none twice."""
+    """Which of the `kept` views of `count` regions a step sees, (count,views): the first, then others, none twice; all in order
+    where no more are kept."""
+    if kept == views:
+        return np.arange(views)[None].repeat(count, 0)
     others = 1 + draw.random((count, kept - 1)).argsort(1)[:, : views - 1]
     return np.concatenate([np.zeros((count, 1), np.int64), others], axis=1)
 
@@ -158,9 +170,10 @@ def main(
 ) -> None:
     """Train the region captioner."""
     config = load_yaml(config_path, Config)
+    preset = load_preset(config.preset)
+    check_views(config, (preset.regions or RegionConfig()).views, config_path)
     loop = TrainingLoop(config, shown(quiet), tell)
     accelerator, progress = loop.accelerator, loop.progress
-    preset = load_preset(config.preset)
     if loop.sharded:
         raise EvcapError("train_regions.py runs alone or with ddp.yaml: its language model is a twin, which cannot be sharded")
     assets = assets_folder(config.preset, preset)
@@ -175,22 +188,22 @@ def main(
     memory = (
         VisualNameMemory.open(config.memory or assets / "memory", encoder_fingerprint(spine)) if config.with_names else None
     )
-    renamer = make_renamer(config, data, memory) if memory else None
+    renamer = make_renamer(config, data, OWN_SUBSTITUTES, memory.counts()) if memory else None
 
     samples = read_samples(config.files, data, config.collages, config.seed)
     held = read_samples(config.validation, data, 0.0, config.seed)[: config.validate]
     described = [number for number, sample in enumerate(samples) if not sample.in_class]
     in_class = [number for number, sample in enumerate(samples) if sample.in_class]
+    tags, classes = ([row[0] for row in read_name_list(path)] for path in (config.tags, config.classes))
+    if unknown := {samples[number].region.phrases[0] for number in in_class} - set(classes):
+        raise EvcapError(f"{config.classes} has no class '{min(unknown)}', which boxes of {config_path} have")
     fixed = np.array(config.ratios)[None]
     ratios = fixed.repeat(len(samples), 0) if config.ratios else drawn_ratios(samples, config.drawn, config.seed)
     views = cached_views(spine, samples, ratios, data, progress, loop.share)
     held_ratios = fixed.repeat(len(held), 0) if config.ratios else hashed_ratios(held, model.config.views)
     held_views = cached_views(spine, held, held_ratios, data, progress, loop.share)
     accelerator.wait_for_everyone()
-    if model.config.views > ratios.shape[1]:
-        raise EvcapError(f"{config_path}: {model.config.views} views of a region, {ratios.shape[1]} are kept: raise `drawn`")
 
-    tags, classes = ([row[0] for row in read_name_list(path)] for path in (config.tags, config.classes))
     words = words_of(samples, progress)
     holds, known = tag_targets(samples, words, tags, classes)
     texts = sorted({clean_caption(phrase) for sample in samples for phrase in sample.region.phrases})
@@ -203,8 +216,9 @@ def main(
     spine.requires_grad_(False)
     spine.eval()
     model.train()
+    trained = model.trained()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in model.trained())
+        parameter.requires_grad_(name in trained and not name.startswith("text_tower."))  # whose features are given
     if config.compile:
         model.language.compile()
     learner = RegionLearner(model, config, slots + len(model.language.last))

@@ -15,7 +15,6 @@ from PIL import Image
 
 from evcap.datasets.phrases import Region, within
 
-MOST_COLUMNS = 3
 CELL = 224  # pixels a side of the place of each photo
 SCALES = (0.4, 1.0)  # of a photo in its place
 GREY = (124, 124, 124)
@@ -41,7 +40,7 @@ def collage(photos: Sequence[Sequence[Region]], draw: random.Random) -> tuple[Co
 
     Photos stand in a grid of places; each keeps its proportions. Regions that become smaller than a pixel are left out.
     """
-    columns = min(MOST_COLUMNS, 2 if len(photos) <= 4 else 3)
+    columns = 2 if len(photos) <= 4 else 3
     rows = -(-len(photos) // columns)
     parts, moved = [], []
     for place, regions in enumerate(photos):

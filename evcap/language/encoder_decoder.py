@@ -119,7 +119,7 @@ class EncoderDecoderModel(LanguageModel):
             )
         ended = [self._through_stop(row[1:].tolist()) for row in found]
         rows = [ended[start : start + num_captions] for start in range(0, len(ended), num_captions)]
-        scores = self._scores(prompt, rows, decoding.length_penalty)
+        scores = self._scores(prompt, rows, decoding)
         return [[self._hypothesis(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(rows, scores, strict=True)]
 
     def _through_stop(self, tokens: list[int]) -> list[int]:
@@ -129,10 +129,14 @@ class EncoderDecoderModel(LanguageModel):
         kept = tokens[:-1] if tokens[-1] == self.stop else tokens
         return Hypothesis(self._text(kept), score, tuple(kept))
 
-    def _scores(self, prompt: Prompt, rows: list[list[list[int]]], length_penalty: float) -> list[list[float]]:
-        """As the search ranks them, which `generate` tells of beams alone: log-probability over length ** length_penalty."""
+    def _scores(self, prompt: Prompt, rows: list[list[list[int]]], decoding: DecodingConfig) -> list[list[float]]:
+        """As the search ranks them, which `generate` tells of beams alone: log-probability, repeated tokens penalised, over
+        length ** length_penalty."""
         packed = self.pack_ids(rows).to(prompt.mask.device)
         losses = self.token_losses(prompt, packed)
+        alike = (packed.ids[:, None] == packed.ids[..., None]) & (packed.segment[:, None] == packed.segment[..., None])
+        repeated = alike.tril(-1).any(-1) | (packed.ids == self._start)  # with which the decoder begins
+        losses = torch.where(repeated, losses * decoding.repetition_penalty, losses)
         if self._tokens["forced_bos_token_id"] is not None:
             losses = losses.masked_fill(packed.offset == 0, 0.0)  # not chosen
         totals = [
@@ -140,7 +144,7 @@ class EncoderDecoderModel(LanguageModel):
             for each, segment, row in zip(losses, packed.segment, rows, strict=True)
         ]
         return [
-            [-total / len(tokens) ** length_penalty for total, tokens in zip(*pair, strict=True)]
+            [-total / len(tokens) ** decoding.length_penalty for total, tokens in zip(*pair, strict=True)]
             for pair in zip(totals, rows, strict=True)
         ]
 

@@ -135,17 +135,19 @@ class RegionDescriber:
         crops, inside = located_views(regions, ratios, *image.size, size)
         unique, of = np.unique(crops.reshape(-1, 4), axis=0, return_inverse=True)
         of = of.reshape(crops.shape[:2])
+        last = np.zeros(len(unique), np.int64)  # the region that each crop is needed for last
+        np.maximum.at(last, of, np.arange(len(regions))[:, None])
         shared: dict[int, torch.Tensor] = {}
-        uses = np.bincount(of.reshape(-1), minlength=len(unique))
         for start in range(0, len(regions), batch_size):
             part = slice(start, start + batch_size)
             wanted = sorted(set(of[part].reshape(-1).tolist()) - shared.keys())
             tokens = shared | dict(zip(wanted, self._tokens(image, unique[wanted]), strict=True))
             stacked = torch.stack([torch.stack([tokens[view] for view in row]) for row in of[part].tolist()])
-            shared = {view: rows for view, rows in tokens.items() if uses[view] > len(ratios[0])}
+            shared = {view: rows for view, rows in tokens.items() if last[view] >= part.stop}
+            boxes = torch.from_numpy(inside[part]).to(self.model.device)
             with full_precision(self.model.device):
-                boxes = torch.from_numpy(inside[part]).to(self.model.device)
-                yield part, self.model.queries(stacked, boxes).float()
+                queries = self.model.queries(stacked, boxes).float()
+            yield part, queries
 
     def _tokens(self, image: Image.Image, crops: np.ndarray) -> list[torch.Tensor]:
         """Patch tokens (P,C) of each crop (n,4)."""

@@ -36,6 +36,7 @@ class Learner(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict({name: part for name, part in model.named_children() if name != "backbone"})
+        self.own = nn.ParameterDict(dict(model.named_parameters(recurse=False)))  # those that are in no part
         self.tower = nn.ModuleList(adapted_parts(model).values() if isinstance(model, EVCap) else ())
         self.__dict__["model"] = model  # no submodule, or the tower would come along
 

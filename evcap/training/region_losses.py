@@ -83,5 +83,7 @@ def _agreement(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor,
 
 def class_loss(head: RegionTextHead, regions: torch.Tensor, names: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Query features (R,Q,W), features (C,E) of the names of all classes, labels (R,) int64 -> mean cross-entropy of the scores
-    by which classes are told apart afterwards. Not of the release, whose batches are large enough to hold most classes."""
-    return nn.functional.cross_entropy(head(regions, names).float() * head.log_scale.exp(), labels)
+    by which classes are told apart afterwards, 0 of no region. Not of the release, whose batches are large enough to hold most
+    classes."""
+    logits = head(regions, names).float() * head.log_scale.exp()
+    return nn.functional.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))

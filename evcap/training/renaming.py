@@ -5,11 +5,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from evcap.datasets.coco import read_name_list
+from evcap.errors import EvcapError
+from evcap.language.sentences import SentenceEmbedder
 from evcap.memory.names import NameFinder, clean_name, pluralize
+
+SPARE = 6  # names beside those that a caption is written from, to take the places of hidden ones
 
 
 class Renamer:
@@ -81,12 +87,32 @@ class Renamer:
 
 
 class Changes(Protocol):
-    """Settings of a recipe. wrong_names: share of images that lose all names which their captions say. drop_names: share of
-    names left out. rename: share of images whose matched names are renamed."""
+    """Settings of a recipe. substitutes: list of names below the data folder, "" = nothing is renamed. wrong_names: share of
+    images that lose all names which their captions say. drop_names: share of names left out. rename: share of images whose
+    matched names are renamed."""
 
+    substitutes: str
     wrong_names: float
     drop_names: float
     rename: float
+
+
+def make_renamer(config: Changes, data: Path, own: Path, names: Iterable[str]) -> Renamer | None:
+    """The renamer of a memory's names that settings ask for, if any. own: file of further substitutes."""
+    if not config.substitutes:
+        if config.wrong_names:
+            raise EvcapError("wrong_names needs `substitutes`, as all changes of names do")
+        return None
+    lists = (data / config.substitutes, own)
+    return Renamer(names, [row[0] for path in lists for row in read_name_list(path)], SentenceEmbedder())
+
+
+def noisy(queries: torch.Tensor, most: float) -> torch.Tensor:
+    """Q (B,32,W) and normal noise of 0 to `most` standard deviations of Q, as large for all queries of an image."""
+    if not most:
+        return queries
+    deviations = most * torch.rand(len(queries), 1, 1, device=queries.device)
+    return queries + deviations * queries.std() * torch.randn_like(queries)
 
 
 def retold(

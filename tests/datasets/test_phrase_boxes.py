@@ -56,6 +56,14 @@ def test_class_boxes_without_crowds(folder):
     assert (region.phrases, region.box, region.types) == (("dog",), (0, 0, 224, 20), ())
 
 
+def test_class_boxes_of_a_squashed_photo(folder):
+    dog = {"image_id": 1, "category_id": 5, "bbox": [10, 20, 30, 40]}
+    (region,) = read_class_boxes(write(folder, [dog], orig_width=448, orig_height=112), folder)
+    assert region.real_size == (448, 112) and region.real_box == (20, 10, 80, 30)
+    (region,) = read_class_boxes(write(folder, [dog]), folder)
+    assert region.real_size == region.size == (224, 224) and region.real_box == region.box
+
+
 def test_attributes_of_regions(folder):
     path = write(folder, [phrase(attributes=[1, -1]), phrase()])
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attributes": [{"name": "color:red"}, {"name": "color:blue"}]}))

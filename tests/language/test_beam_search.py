@@ -210,6 +210,32 @@ def test_agrees_with_transformers_where_both_mean_the_same(seed):
     torch.testing.assert_close(torch.tensor([s for s, _ in mine]), out.sequences_scores, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
+@pytest.mark.parametrize("penalty", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_repetitions_are_penalised_as_by_transformers(seed, penalty):
+    """With DynRefer's settings. Prompts are embeddings: only what was generated counts. Each alone: transformers would leave
+    out as many generated tokens as there are padded places before a prompt."""
+    llm = model(seed, 3.0)
+    prompt, mask = prompts(seed, [7, 4, 6])
+    settings = {"num_beams": 2, "max_new_tokens": 12, "do_sample": False, "length_penalty": 0.0, "repetition_penalty": penalty}
+    ends = {"eos_token_id": STOP, "pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
+    decoding = DecodingConfig(beams=2, max_length=12, length_penalty=0.0, repetition_penalty=penalty)
+    for ((score, mine),), p, m in zip(found(llm, prompt, mask, 1, decoding), prompt, mask, strict=True):
+        out = llm.generate(inputs_embeds=p[m][None], attention_mask=m[m][None].long(), **settings, **ends)
+        (theirs,) = out.sequences.tolist()
+        assert mine == (theirs[: theirs.index(STOP)] if STOP in theirs else theirs)
+        assert score == pytest.approx(out.sequences_scores.item(), abs=1e-4)
+
+
+def test_a_high_penalty_lets_no_token_return():
+    llm = model(3, -9.0)  # nothing ends
+    prompt, mask = prompts(3, [5, 8])
+    plain = ours(llm, prompt, mask, 1, DecodingConfig(beams=2, max_length=8))
+    each = ours(llm, prompt, mask, 1, DecodingConfig(beams=2, max_length=8, repetition_penalty=100.0))
+    assert any(len(set(row[0])) < 8 for row in plain) and all(len(set(row[0])) == 8 for row in each)
+
+
 def test_captions_of_a_picture_differ_and_keep_their_lengths():
     llm, decoding = model(1, 2.0), DecodingConfig(beams=6, min_length=3, max_length=8)
     prompt, mask = prompts(1, [5, 5])

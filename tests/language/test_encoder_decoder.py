@@ -108,6 +108,7 @@ def cut(tokens):
         DecodingConfig(beams=1, max_length=9, min_length=5, length_penalty=0.3),
         DecodingConfig(beams=4, max_length=9),
         DecodingConfig(beams=4, max_length=12, min_length=6, length_penalty=0.3),
+        DecodingConfig(beams=4, max_length=12, length_penalty=0.3, repetition_penalty=1.5),
     ],
 )
 def test_decoding_is_the_librarys(language, vectors, decoding):
@@ -122,6 +123,7 @@ def test_decoding_is_the_librarys(language, vectors, decoding):
         min_new_tokens=decoding.min_length,
         max_new_tokens=decoding.max_length,
         length_penalty=decoding.length_penalty,
+        repetition_penalty=decoding.repetition_penalty,
         decoder_start_token_id=END if forced else 1,
         forced_bos_token_id=0 if forced else None,
         eos_token_id=END,

@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 from tiny import tiny_language
 from torch.nn.functional import cross_entropy
 
+from evcap.config import DecodingConfig
+
+SHORT = DecodingConfig(beams=2, max_length=5)
+
 NAMES = [["dog", "fire hydrant"], ["cat"], []]
 CAPTIONS = [["A dog runs", "dogs"], ["A cat on a mat", "Cat", "the Cat sleeps"], ["x"]]
 
@@ -175,3 +179,11 @@ def test_the_captions_tokens_are_those_that_decoding_gives_back(vectors):
     packed = LANGUAGE.pack([["A dog runs"]])
     assert LANGUAGE.tokenizer.decode(packed.ids[0, :-1], skip_special_tokens=True).strip() == "A dog runs"
     assert packed.ids[0, -1] == LANGUAGE.stop
+
+
+def test_a_preset_may_end_captions_by_another_token():
+    language = tiny_language(stop="..")  # of several tokens the last
+    assert language.tokenizer.decode([language.stop]) == "."
+    assert language.pack([["A dog"]]).ids[0, -1] == language.stop != LANGUAGE.stop
+    for caption in (row[0] for row in language.decode(language.prompt(torch.randn(4, 3, 32), [[]] * 4), 1, SHORT)):
+        assert language.stop not in caption.tokens

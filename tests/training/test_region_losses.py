@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 from places import REPOSITORY
-from region_pairs import SMALL, pairs
+from region_pairs import SAME, SMALL, pairs
 
 from evcap.regions.heads import RegionTextHead
-from evcap.training.region_losses import asymmetric_loss, region_text_loss
+from evcap.training.region_losses import asymmetric_loss, class_loss, region_text_loss
 
 
 def test_the_asymmetric_loss_is_its_formula():
@@ -51,16 +51,39 @@ def test_two_processes_see_the_pairs_of_both(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         own = slice(2 * rank, 2 * rank + 2)
         mine = regions[own].clone().requires_grad_()
-        total = 0.0
-        for region, text, first, second in (
-            (regions, texts[own], range(4), range(own.start, own.stop)),
-            (mine, texts, range(own.start, own.stop), range(4)),
-        ):
-            logits = head.logits(head(region, text))
-            for i, row in enumerate(first):
-                for j, column in enumerate(second):
-                    sign = 1 if row == column else -1
-                    total = total + torch.log1p(torch.exp(-sign * logits[i, j])) / 4
-        total.backward()
-        torch.testing.assert_close(found["loss"], total.detach())
-        torch.testing.assert_close(found["gradient"], mine.grad)
+        for names, numbers in (("loss", "gradient"), range(4)), (("shared", "shared gradient"), SAME):
+            mine.grad, total = None, 0.0
+            for region, text, first, second in (
+                (regions, texts[own], range(4), range(own.start, own.stop)),
+                (mine, texts, range(own.start, own.stop), range(4)),
+            ):
+                logits = head.logits(head(region, text))
+                for i, row in enumerate(first):
+                    for j, column in enumerate(second):
+                        sign = 1 if numbers[row] == numbers[column] else -1
+                        total = total + torch.log1p(torch.exp(-sign * logits[i, j])) / 4
+            total.backward()
+            torch.testing.assert_close(found[names[0]], total.detach())
+            torch.testing.assert_close(found[names[1]], mine.grad)
+
+
+@torch.no_grad()
+def test_regions_with_the_same_text_match_it_too():
+    head, regions, texts = pairs()
+    logits, total = head.logits(head(regions, texts)), 0.0
+    for i in range(4):
+        for j in range(4):
+            total += math.log1p(math.exp(-(1 if SAME[i] == SAME[j] else -1) * logits[i, j].item())) / 4
+    assert region_text_loss(head, regions, texts, torch.tensor(SAME)).item() == pytest.approx(total, rel=1e-5)
+    assert region_text_loss(head, regions, texts).item() != pytest.approx(total, rel=1e-3)
+    each = region_text_loss(head, regions, texts, torch.arange(4) + 7)
+    assert each.item() == pytest.approx(region_text_loss(head, regions, texts).item())
+
+
+def test_the_class_loss_is_the_cross_entropy_of_scaled_scores():
+    head, regions, names = pairs()
+    labels = torch.tensor([2, 0, 3, 2])
+    scores = (head(regions, names) * head.log_scale.exp()).tolist()
+    total = sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(scores, labels.tolist(), strict=True))
+    assert class_loss(head, regions, names, labels).item() == pytest.approx(total / 4, rel=1e-5)
+    assert class_loss(head, regions[:0], names, labels[:0]).item() == 0  # where no set has classes

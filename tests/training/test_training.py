@@ -16,6 +16,7 @@ from evcap.errors import EvcapError
 from evcap.model.evcap import load_parts, trained_parts
 from evcap.training import loop
 from evcap.training.loop import whole_tensors
+from evcap.training.renaming import noisy
 from evcap.training.run_folder import RunFolder, parameter_groups
 from evcap.weights.wheels import read_safetensors
 from evcap.yaml_files import load_yaml
@@ -134,12 +135,12 @@ def test_trained_tensors_ship_in_half_precision(tmp_path):
 def test_noise_of_an_image_is_at_most_that_many_standard_deviations():
     queries = torch.randn(400, 32, 24, generator=torch.Generator().manual_seed(0)) * 3 + 5
     torch.manual_seed(0)
-    moved = train.noisy(queries, 2.0) - queries
+    moved = noisy(queries, 2.0) - queries
     sizes = moved.std((1, 2)) / queries.std()
     assert 0 < sizes.min() < 0.1 and 1.9 < sizes.max() < 2.2
     assert sizes.mean() == pytest.approx(1.0, abs=0.1)  # drawn evenly
     assert moved.mean().abs() < 0.1
-    assert torch.equal(train.noisy(queries, 0.0), queries)
+    assert torch.equal(noisy(queries, 0.0), queries)
 
 
 def test_only_matrices_decay():
