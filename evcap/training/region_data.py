@@ -61,7 +61,6 @@ def read_samples(files: Sequence[RegionFile], data: Path, collages: float, seed:
         on_canvas = groups[: int(collages * len(groups))]
         while on_canvas:
             count = draw.randint(3, 6)
-            count = len(on_canvas) if len(on_canvas) < count + 3 and len(on_canvas) <= 6 else count
             taken, on_canvas = on_canvas[:count], on_canvas[count:]
             canvas, moved = collage(taken, draw)
             samples += [Sample(canvas, region, file.classes) for region in moved]
