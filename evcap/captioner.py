@@ -175,11 +175,8 @@ class Captioner:
         return self.caption_features(queries, **options)
 
     def regions(self, image: Picture, boxes: Sequence[Sequence[float]], **options) -> list[RegionDescription]:
-        """What is in boxes (x1,y1,x2,y2), in pixels of one image as it is stored. options: as `RegionDescriber.describe` takes.
-
-        Raises EvcapError with one line for a box that cannot be described, and for a preset that knows no regions.
-        """
-        return self.region_describer.describe(open_picture(image), boxes, **options)
+        """What is in boxes (x1,y1,x2,y2), in pixels of an image as stored; as `RegionDescriber.describe_stored`."""
+        return self.region_describer.describe_stored(image, boxes, **options)
 
     @cached_property
     def region_describer(self) -> RegionDescriber:

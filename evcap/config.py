@@ -150,8 +150,7 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """How regions are looked at and told of (evcap/regions). Their prompt is that of `language`, but behind the vectors come
-    `words` with the control words, the names, and `after`."""
+    """Of evcap/regions. Their prompt is that of `language`, but behind the vectors come `words`, the names, and `after`."""
 
     views: int = _at_least(1, 3)
     hidden: int = 0  # of the fusion, between its two linear maps; 0 = the width of patch tokens

@@ -55,7 +55,7 @@ def region_command(
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="X1,Y1,X2,Y2", help="A box in pixels of the upright image; may be repeated."),
+        typer.Option(metavar="X1,Y1,X2,Y2", help="A box in pixels of the file as stored; may be repeated."),
     ] = None,
     boxes: Annotated[
         Path | None,
@@ -214,16 +214,18 @@ def _answers(
     """What became of the regions of one image, and what is said of each; picture: None where no box can be described."""
     from evcap.datasets.box_files import AskedBox
     from evcap.images.opening import ImageError
+    from evcap.images.orientation import stored_orientation, to_stored, to_upright
 
     boxes = image.boxes or [AskedBox(None, str(image.file), None)]
     try:
         if isinstance(picture, ImageError):
             raise picture
+        turned = stored_orientation(image.file) if picture else 1
         if asked.place:
-            placed = asked.place(picture, load)
+            placed = [to_stored(box, turned, picture.size) for box in asked.place(picture, load)]
             boxes = [AskedBox(number, str(image.file), box) for number, box in enumerate(placed, 1)]
-        errors = [box.error or _wrong(box, image.file, picture) for box in boxes]
-        right = [box.box for box, error in zip(boxes, errors, strict=True) if not error]
+        errors = [box.error or _wrong(box, image.file, picture, turned) for box in boxes]
+        right = [to_upright(box.box, turned, picture.size) for box, error in zip(boxes, errors, strict=True) if not error]
         replies = iter(load().describe(picture, right, **options) if right else [])
     except ImageError as error:
         errors, replies = [box.error or str(error) for box in boxes], iter(())
@@ -237,12 +239,13 @@ def _answers(
     return results, described
 
 
-def _wrong(box: AskedBox, file: Path, picture: Image) -> str | None:
-    """What is wrong with a box of an open image."""
+def _wrong(box: AskedBox, file: Path, picture: Image, turned: int) -> str | None:
+    """What is wrong with a box of an open image. turned: its orientation as stored."""
+    from evcap.images.orientation import stored_size
     from evcap.regions.views import checked_regions
 
     try:
-        checked_regions([box.box], *picture.size)
+        checked_regions([box.box], *stored_size(picture.size, turned))
     except EvcapError as error:
         return f"{file}: {error}"
     return None

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from evcap.errors import EvcapError
 from evcap.images.kinds import HEIF, OTHERS, RASTERS, head_of, is_heif, is_raster, reads_heif, reads_rasters
 from evcap.images.limits import LARGE_BYTES, ONE_AT_A_TIME, TooLarge, TooSlow, check_bytes, check_scans
+from evcap.images.orientation import stored_orientation
 from evcap.raster.display import DEFAULT, Display
 from evcap.raster.opening import driver_named
 from evcap.text_files import brief, one_line
@@ -25,7 +26,6 @@ from evcap.text_files import brief, one_line
 # What is opened, whatever the suffix says. Pillow knows more, some of it by starting other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".avif", *RASTERS)
-ORIENTATION = 0x0112  # EXIF tag, 1 = upright
 
 
 class ImageError(EvcapError):
@@ -212,7 +212,7 @@ def _decoded(path: Path, at_least: int | None, heif: bool) -> Image.Image:
         if at_least:
             image.draft(None, (at_least, at_least))
         # of a PNG Pillow looks for it behind the pixels, which it decodes for that
-        turned = "exif" in image.info if image.format == "PNG" else _is_turned(image)
+        turned = "exif" in image.info if image.format == "PNG" else stored_orientation(image) != 1
         needed = check_bytes(image, turned)
         with ONE_AT_A_TIME if needed > LARGE_BYTES else nullcontext():
             image.load()
@@ -254,15 +254,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ORIENTATION, 1) != 1
-    except Exception:  # damaged EXIF says nothing about the pixels
-        return False
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+    return ImageOps.exif_transpose(image) if stored_orientation(image) != 1 else image
 
 
 def _grey(values: np.ndarray, low: float, high: float) -> Image.Image:

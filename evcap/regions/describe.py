@@ -14,7 +14,9 @@ from PIL import Image
 from evcap.config import DecodingConfig, Preset, assets_folder
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
+from evcap.images.inputs import Picture, open_picture
 from evcap.images.opening import to_tensor
+from evcap.images.orientation import stored_orientation, stored_size, to_upright
 from evcap.language.rerank import BeamChoice
 from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_language
@@ -96,6 +98,15 @@ class RegionDescriber:
 
     def set_classes(self, classes: Sequence[str]) -> None:
         self.classes = Vocabulary(classes, self.texts)
+
+    def describe_stored(self, picture: Picture, boxes: Sequence[Sequence[float]], **options) -> list[RegionDescription]:
+        """As `describe`, of an image that still has to be opened, boxes in its pixels as stored: cameras store images turned.
+
+        The boxes of what is returned are those of the upright image. Raises ImageError, too.
+        """
+        orientation, image = stored_orientation(picture), open_picture(picture)
+        checked_regions(boxes, *stored_size(image.size, orientation))
+        return self.describe(image, [to_upright(box, orientation, image.size) for box in boxes], **options)
 
     def describe(
         self,

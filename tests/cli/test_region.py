@@ -117,14 +117,20 @@ def test_text_and_csv(region):
     ]
 
 
-def test_boxes_are_in_pixels_of_the_upright_image(region):
-    """A phone stores a portrait as a landscape and says how to turn it."""
+def test_boxes_are_in_pixels_as_stored(region):
+    """A phone stores a portrait as a landscape and says how to turn it: annotations are made of what is stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open("a.png") as landscape:
         landscape.save("turned.png", exif=exif)
-    rows = lines(region, "turned.png", "--box", "0,0,30,20", "--box", "0,20,30,40")
+    rows = lines(region, "turned.png", "--box", "0,0,20,30", "--box", "20,0,40,30")
     assert [row["caption"] for row in rows] == ["colour 250 0 0", "colour 0 250 0"]
+    assert [row["box"] for row in rows] == [[0, 0, 20, 30], [20, 0, 40, 30]]
+    cells = lines(region, "turned.png", "--grid", "2x1")
+    assert [(row["box"], row["caption"]) for row in cells[1:]] == [
+        ([0, 0, 20, 30], "colour 250 0 0"),
+        ([20, 0, 40, 30], "colour 0 250 0"),
+    ]
 
 
 def test_coco_keeps_ids_and_turns_sides_into_corners(region):
