@@ -32,7 +32,7 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import build_model, language_precision_in_training
 from evcap.model.fingerprint import encoder_fingerprint
 from evcap.regions.control_words import clean_caption, control_words, dropped
-from evcap.regions.model import RegionModel, open_regions
+from evcap.regions.model import RegionModel, learns, open_regions
 from evcap.runtime import half_precision
 from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.region_data import RegionFile, ViewTokens, cached_views, drawn_ratios, hashed_ratios, read_samples
@@ -75,6 +75,7 @@ class Config:
     drop_names: float = 0.05
     accumulate: int = 1
     last_rate: float = 0.0
+    by_epoch: bool = False  # the release's schedule: full in the first epoch, then a cosine that falls once an epoch
     weight_decay: float = 0.05
     warmup: int = 100
     tags_of_step: int = 192  # that are asked about: those that hold, and others at random
@@ -212,18 +213,16 @@ def main(
         embedded, tag_texts, class_texts = (cached_sentences(each, progress) for each in (texts, tags, classes))
     labels = {name: number for number, name in enumerate(classes)}
 
-    slots = model.config.words_tokens + model.config.names_tokens + len(model.language.ids(model.config.after))
     spine.requires_grad_(False)
     spine.eval()
     model.train()
-    trained = model.trained()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained and not name.startswith("text_tower."))  # whose features are given
+        parameter.requires_grad_(learns(name))
     if config.compile:
         model.language.compile()
-    learner = RegionLearner(model, config, slots + len(model.language.last))
+    learner = RegionLearner(model, config, model.widest_text())
     rule = replace(preset.memory, names=preset.memory.names + (SPARE if config.wrong_names else 0))
-    trainer = loop.start(learner, len(described), config.last_rate)
+    trainer = loop.start(learner, len(described), config.last_rate, config.by_epoch)
 
     def scores() -> dict[str, float]:
         said = loop.together(len(held), lambda share: captions_of(learner, memory, held_views, share))

@@ -99,6 +99,13 @@ class RegionModel(nn.Module):
         text = TextBlock(rows, slots, self.control_embedding)
         return language.joined([TextBlock([head] * len(rows)), self.projection(vectors), text])
 
+    def widest_text(self) -> int:
+        """Slots that the text of a prompt needs at most; compiled training pads to it."""
+        language, config = self.language, self.language.config
+        begun = 0 if self.config.begin else len(language.first) + len(language.ids(config.before))
+        names = config.names_tokens if config.names_in_prompt else 0
+        return begun + self.config.words_tokens + names + len(language.ids(config.after)) + len(language.last)
+
     def captions(
         self,
         queries: torch.Tensor,
@@ -130,6 +137,12 @@ class RegionModel(nn.Module):
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(given[name])
+
+
+def learns(name: str) -> bool:
+    """Whether a parameter of a RegionModel is trained: as in the release, not query tokens, nor what reads texts, nor the
+    language model but for adapters."""
+    return not name.startswith(("text_tower.", "image_qformer.queries", "language.")) or name.endswith((".down", ".up"))
 
 
 def _twin(language: LanguageModel, config: RegionConfig) -> LanguageModel:

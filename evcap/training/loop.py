@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections import Counter
@@ -79,11 +80,11 @@ class TrainingLoop:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
         return self.accelerator.local_process_index, beside
 
-    def start(self, trainer: Learner, pictures: int, last_rate: float = 0.0) -> nn.Module:
+    def start(self, trainer: Learner, pictures: int, last_rate: float = 0.0, by_epoch: bool = False) -> nn.Module:
         """Optimizer and schedule for the parameters of `trainer` that need gradients; returns the wrapped trainer.
 
         trainer: its forward pass gives the loss, its model is what checkpoints hold. last_rate: share of the learning rate
-        that is left at the end of its cosine.
+        that is left at the end of its cosine. by_epoch: `share_by_epoch` in place of warm-up and cosine.
         """
         config = self.config
         self.learner, self.pictures = trainer, pictures
@@ -104,9 +105,14 @@ class TrainingLoop:
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         from transformers import get_cosine_with_min_lr_schedule_with_warmup  # slow import
 
-        self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, config.warmup, self.total, min_lr_rate=last_rate
-        )
+        if by_epoch:
+            self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: share_by_epoch(step // self.steps_per_epoch, config.epochs)
+            )
+        else:
+            self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+                optimizer, config.warmup, self.total, min_lr_rate=last_rate
+            )
         if self.by_deepspeed:
             if config.accumulate > 1:
                 raise EvcapError("DeepSpeed updates after every backward pass here: set accumulate to 1, and a larger batch")
@@ -238,6 +244,12 @@ class TrainingLoop:
             best = scores.get("cider", best)
             self.run.save_trained(self.learner.trained_parts(), "best")
         return best
+
+
+def share_by_epoch(epoch: int, epochs: int) -> float:
+    """Share of the learning rate in an epoch, from 0 on, by DynRefer's schedule: the release means to warm up in the first, but
+    from the full rate on, and falls by a cosine afterwards, once an epoch."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs)) if epoch else 1.0
 
 
 def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

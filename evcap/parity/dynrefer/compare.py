@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evcap.parity.dynrefer import captions, chain, features, heads, views
-from evcap.parity.dynrefer.model import RegionParts, check_constants
+from evcap.parity.dynrefer.model import RegionParts, check_constants, groups
 from evcap.parity.dynrefer.recording import TOLERANCE, Recording, passed
 from evcap.parity.dynrefer.scores import compare_scores
 
@@ -47,6 +47,8 @@ def compare_regions(folder: Path) -> dict:
             outputs = case(recording) if name in VIEWS else case(recording, model)
             cases[name] = recording.compare(outputs)
     cases |= compare_scores(recording)
+    if recording.holds("trainable_groups"):
+        cases["groups"] = groups(recording)
     results = {name: result for case in cases.values() for name, result in case.items()}
     failed = [name for name, result in results.items() if not passed(name, result)]
     return {

@@ -12,6 +12,7 @@ from evcap.model.towers import build_backbone
 from evcap.parity.dynrefer.recording import Recording
 from evcap.parity.towers import set_norms, tower_config
 from evcap.regions.heads import RegionTextHead, TagHead
+from evcap.regions.model import learns
 from evcap.regions.perceptual_hash import BLOCK, SIDE
 from evcap.regions.roi import SAMPLES
 from evcap.regions.text_tower import build_text_tower
@@ -102,3 +103,20 @@ def _text_tower(meta: dict) -> nn.Module:
         features=text["embed_dim"],
         layer_norm_eps=meta["eps"]["text_norm"],
     )
+
+
+def groups(recording: Recording) -> dict[str, bool]:
+    """Whether the same groups of parameters train as in the release, of those that the recording has weights of, and whether
+    what of the fusion begins at zero does here."""
+    meta = recording.meta
+    held = {name.split(".")[0] for name in recording.state}
+    trained = {name.split(".")[0] for name in recording.state if _learns(our_name(name))}
+    fresh = dict(ViewFusion(8, 2).named_parameters(prefix="view_fusion"))
+    zero = [not fresh[our_name(name)].any() for name in meta["zero_at_init"] if our_name(name) in fresh]
+    recording.used |= {"trainable_groups", "zero_at_init"}
+    return {"trainable_groups": trained == held & set(meta["trainable_groups"]), "zero_at_init": bool(zero) and all(zero)}
+
+
+def _learns(name: str | None) -> bool:
+    """Whether what has this name here is trained."""
+    return name is not None and not name.startswith("backbone.") and learns(name)

@@ -10,6 +10,7 @@ from evcap.datasets.ovad import Attribute
 from evcap.evaluation.dense_captioning import average_precisions, match, merge_boxes
 from evcap.evaluation.regions import attribute_map, class_accuracy, class_box_ap
 from evcap.regions.control_words import caption_phrases, clean_caption, control_words, training_words
+from evcap.training.loop import share_by_epoch
 
 if TYPE_CHECKING:
     from evcap.parity.dynrefer.recording import Recording
@@ -24,6 +25,8 @@ def compare_scores(recording: Recording) -> dict[str, Compared]:
     found = {name: case(recording) for name, case in tensors.items() if recording.below(name)}
     recording.used |= {name for results in found.values() for name in results} | (texts.keys() & recording.meta.keys())
     found |= {name: case(recording.meta) for name, case in texts.items() if name in recording.meta}
+    if "learning_rate_5_epochs" in recording.meta["results"]:
+        found["schedule"] = _schedule(recording)
     if "attribute_texts" in recording.meta["strings"]:
         found["attribute_texts"] = _attribute_texts(recording.meta["strings"])
     return found
@@ -59,6 +62,13 @@ def _classes(recording: Recording) -> Compared:
     ]
     expected = recording.meta["results"]["region_acc"]
     return {"results.region_acc": _gap(found, [expected["accuracy"], expected["box_ap"]])}
+
+
+def _schedule(recording: Recording) -> Compared:
+    name = "results.learning_rate_5_epochs"
+    recording.used.add(name)
+    rows = recording.meta["results"]["learning_rate_5_epochs"]  # epoch, step in it, rate
+    return {name: max(abs(rows[0][2] * share_by_epoch(epoch, 5) / rate - 1) for epoch, _, rate in rows)}
 
 
 def _control_words(meta: dict) -> Compared:
