@@ -119,14 +119,20 @@ def dynrefer(
     ],
     output: Output,
     preset: PresetName = "dynrefer-flan-t5-xl",
+    start: Annotated[
+        bool, typer.Option("--start", help="Fusion, heads and projection are drawn: no checkpoint of the release is needed.")
+    ] = False,
 ) -> None:
-    """Turn a checkpoint of the DynRefer release into regions.safetensors."""
+    """Turn a checkpoint of the DynRefer release, or what training begins with, into regions.safetensors."""
     settings = load_preset(preset)
     check_regions(settings)
+    torch.manual_seed(0)
     with torch.device("meta"):
-        wanted = RegionModel(QueryEncoder(settings, build_backbone(settings.vision)), None).state_dict()
+        spine = QueryEncoder(settings, build_backbone(settings.vision))
+    drawn = RegionModel(spine, None).state_dict()
+    wanted = {name: tensor for name, tensor in drawn.items() if not start or name.startswith(("text_tower.", "image_qformer."))}
     placed = read_dynrefer(sources, wanted, PROJECTIONS[0 if settings.regions.control_vector else 1])
-    write_safetensors(placed.tensors, output)
+    write_safetensors(drawn | placed.tensors, output)
     report(placed)
     print(f"wrote {output}")
 

@@ -23,16 +23,17 @@ import typer
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown, tell
-from evcap.config import RegionConfig, assets_folder, load_preset
+from evcap.config import Preset, RegionConfig, assets_folder, load_preset
 from evcap.datasets.coco import read_name_list
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import cider
-from evcap.language.sentences import cached_sentences
+from evcap.generators.options import begins_empty, encoder_tensors
 from evcap.memory.memory import VisualNameMemory
-from evcap.model.build import build_model, language_precision_in_training
+from evcap.model.build import language_precision_in_training
 from evcap.model.fingerprint import encoder_fingerprint
 from evcap.regions.control_words import clean_caption, control_words, dropped
-from evcap.regions.model import RegionModel, learns, open_regions
+from evcap.regions.model import RegionModel, learns, open_regions, open_spine
+from evcap.regions.texts import TextFeatures
 from evcap.runtime import half_precision
 from evcap.training.loop import Learner, TrainingLoop
 from evcap.training.region_data import RegionFile, ViewTokens, cached_views, drawn_ratios, hashed_ratios, read_samples
@@ -59,6 +60,7 @@ class Config:
     preset: str = "embedded"
     start_from: str | None = None  # the spine's tensors and its memory, if not the preset's own
     memory: str | None = None
+    regions_from: str | None = None  # tensors that training begins with; without a file they are drawn
     collages: float = 0.2  # share of the photos that stand on a canvas with others
     drawn: int = 2  # views at random that are kept of each region
     ratios: list[float] = field(default_factory=list)  # t of the views instead, always the same ones
@@ -164,6 +166,18 @@ def captions_of(learner: RegionLearner, memory: VisualNameMemory | None, views: 
     return said
 
 
+def opened_model(config: Config, preset: Preset, device: torch.device) -> tuple[RegionModel, VisualNameMemory | None]:
+    """The region model on its spine, as it begins, and the memory that names come from, if any do."""
+    trained = config.start_from or encoder_tensors(config.preset, preset)
+    spine, language = open_spine(preset, trained, language_precision_in_training(preset, device), device)
+    model = open_regions(spine, language, config.regions_from)
+    own = assets_folder(config.preset, preset) / "memory"
+    without = config.memory is None and begins_empty(preset, preset.generator, own)
+    if without or not config.with_names:
+        return model, None
+    return model, VisualNameMemory.open(config.memory or own, encoder_fingerprint(spine))
+
+
 def main(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see train/configs/.")],
     data: DataFolder,
@@ -177,18 +191,8 @@ def main(
     accelerator, progress = loop.accelerator, loop.progress
     if loop.sharded:
         raise EvcapError("train_regions.py runs alone or with ddp.yaml: its language model is a twin, which cannot be sharded")
-    assets = assets_folder(config.preset, preset)
-    spine = build_model(
-        preset,
-        config.start_from or assets / "trained.safetensors",
-        language_precision_in_training(preset, accelerator.device),
-        accelerator.device,
-    )
-    spine.language.merge()
-    model = open_regions(spine, spine.language, None)
-    memory = (
-        VisualNameMemory.open(config.memory or assets / "memory", encoder_fingerprint(spine)) if config.with_names else None
-    )
+    model, memory = opened_model(config, preset, accelerator.device)
+    spine = model.spine
     renamer = make_renamer(config, data, OWN_SUBSTITUTES, memory.counts()) if memory else None
 
     samples = read_samples(config.files, data, config.collages, config.seed)
@@ -210,7 +214,8 @@ def main(
     texts = sorted({clean_caption(phrase) for sample in samples for phrase in sample.region.phrases})
     place = {text: number for number, text in enumerate(texts)}
     with accelerator.main_process_first():
-        embedded, tag_texts, class_texts = (cached_sentences(each, progress) for each in (texts, tags, classes))
+        read = TextFeatures(model.config, model.text_tower, preset.text_tower, progress)
+        embedded, tag_texts, class_texts = (read(each) for each in (texts, tags, classes))
     labels = {name: number for number, name in enumerate(classes)}
 
     spine.requires_grad_(False)
@@ -249,7 +254,9 @@ def main(
                 for each, said in zip(names, captions, strict=True)
             ]
             packed = model.language.pack([said for _, said in told], config.caption_slots, config.max_tokens)
-            return [kept for kept, _ in told], [dropped(words[row], draw) for row in rows], packed
+            kept = [names for names, _ in told]
+            joined = kept if model.config.names_as_words else [[]] * len(rows)
+            return kept, [dropped([*words[row], *more], draw) for row, more in zip(rows, joined, strict=True)], packed
 
         numbers = torch.tensor([place[clean_caption(draw.choice(samples[row].region.phrases))] for row in rows])
         asked = tags_of_step(holds[rows], config.tags_of_step)

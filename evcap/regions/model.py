@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evcap.config import DecodingConfig, RegionConfig
+from evcap.config import DecodingConfig, Preset, RegionConfig
 from evcap.errors import EvcapError
 from evcap.language.lora import LoraLinear, twin
 from evcap.language.model import Hypothesis, LanguageModel, Prompt, TextBlock
+from evcap.model.build import build_encoder, build_language, build_model
 from evcap.model.evcap import EVCap, QueryEncoder
 from evcap.model.name_fusion import name_tokenizer
 from evcap.model.qformer import QFormer
@@ -158,6 +159,20 @@ def _twin(language: LanguageModel, config: RegionConfig) -> LanguageModel:
         names_in_prompt=language.config.names_in_prompt and not config.names_as_words,
     )
     return type(language)(own, twin(language.llm), language.tokenizer)
+
+
+def open_spine(
+    preset: Preset, trained: str | Path | None, precision: str, device: torch.device
+) -> tuple[QueryEncoder, LanguageModel]:
+    """What regions stand on: the whole EVCap of a preset that writes by itself, else its encoder and its language model.
+
+    trained: the spine's tensors. precision: of the language model. Adapters are folded in.
+    """
+    if preset.generator.kind == "evcap":
+        model = build_model(preset, trained, precision, device)
+        model.language.merge()
+        return model, model.language
+    return build_encoder(preset, trained, device), build_language(preset.language, precision, device)
 
 
 def open_regions(spine: QueryEncoder, language: LanguageModel, trained: str | Path | None) -> RegionModel:
