@@ -16,6 +16,7 @@ from evcap.config import (
     LanguageConfig,
     Preset,
     QFormerConfig,
+    RegionConfig,
     RetrievalConfig,
     VisionConfig,
     Votes,
@@ -46,7 +47,8 @@ def refusal(tmp_path, text: str) -> str:
 
 
 def test_presets_are_shipped():
-    assert PRESETS == ["blip2-flan-t5-xl", "blip2-opt-2.7b", "embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
+    regions = ["dynrefer-flan-t5-xl", "dynrefer-vicuna-7b"]
+    assert PRESETS == ["blip2-flan-t5-xl", "blip2-opt-2.7b", *regions, "embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -208,7 +210,7 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_unknown_preset_names_the_known_ones():
     with pytest.raises(
-        EvcapError, match="there is no preset 'embeded'. Shipped presets: blip2-flan-t5-xl, blip2-opt-2.7b, embedded"
+        EvcapError, match="there is no preset 'embeded'. Shipped presets: blip2-flan-t5-xl, blip2-opt-2.7b, dynrefer"
     ):
         load_preset("embeded")
 
@@ -233,6 +235,7 @@ def values_of(cls):
         RetrievalConfig | None: st.none() | st.builds(RetrievalConfig, *[st.floats(-9, 9)] * 4, st.floats(0, 9)),
         str | None: st.none() | st.text("abc/._", min_size=1),
         int | None: st.none() | st.integers(0, 20),
+        RegionConfig | None: st.none() | st.builds(RegionConfig, st.integers(1, 9), st.integers(0, 99), st.integers(0, 99)),
         Votes | None: st.none() | st.builds(Votes, st.integers(1, 1000), st.floats(0, 100)),
     }
     hints = typing.get_type_hints(cls)

@@ -13,7 +13,7 @@ from eval import check_parity
 from evcap.parity.dynrefer.compare import compare_regions
 
 CASES = {"boxes", "boxes_outside", "region", "hash", "views", "text", "roi", "align", "visual", "tag", "asl", "rtc"}
-TEXTS = {"control_words", "caption_cleaning", "attribute_texts"}
+TEXTS = {"control_words", "caption_cleaning", "attribute_texts", "schedule", "groups"}
 
 
 @pytest.fixture
