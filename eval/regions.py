@@ -29,8 +29,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from memory_matters import Config as RenameConfig
-from memory_matters import rates, rename_test
 
 import evcap
 from evcap.captioner import Caption, Captioner
@@ -40,6 +38,7 @@ from evcap.cli.progress import shown, tqdm
 from evcap.errors import EvcapError
 from evcap.evaluation.caption_metrics import per_image_cider
 from evcap.evaluation.regions import class_accuracy, class_box_ap, find_boxes, means_by_type, score_region_captions
+from evcap.evaluation.renames import rates, rename_test
 from evcap.files import write_text
 from evcap.language.similarity import TextTower, nearest_query
 from evcap.memory.memory import VisualNameMemory
@@ -48,13 +47,23 @@ from evcap.regions.control_words import clean_caption
 from evcap.regions.describe import RegionDescriber
 from evcap.regions.views import TASK_RATIOS, random_ratios
 from evcap.training.region_data import RegionFile, Sample, cached_views, hashed_ratios, read_samples
-from evcap.yaml_files import load_yaml
+from evcap.yaml_files import read_yaml
 
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "pink", "purple", "brown", "gray")
 ENTITIES = RegionFile("flickr_entities/entities_{split}.json", "flickr8k/images")
 BOXES = RegionFile("coco_plus/boxes_{split}.json", "coco_plus/images", classes=True)
 RENAMES = Path(__file__).parent / "configs" / "memory-matters.yaml"
 BATCH = 32  # regions
+
+
+@dataclass(frozen=True)
+class RenameConfig:
+    """As `renames.Renames` wants it; beams are those of regions."""
+
+    renames: dict[str, str]
+    count: int = 15
+    beams: int = 0
+    batch_size: int = BATCH
 
 
 @dataclass
@@ -223,7 +232,7 @@ class _Regions:
 
 def rename(looked: Looked, quiet: bool) -> tuple[dict, str]:
     """Do captions of regions follow a renaming in the memory? As eval/memory_matters.py asks of photos."""
-    config = replace(load_yaml(RENAMES, RenameConfig), batch_size=BATCH)
+    config = RenameConfig(read_yaml(RENAMES)["renames"])
     before = say(looked, quiet)
     results, passed_over = rename_test(_Regions(looked.describer), looked.captioner.memory, looked.queries, before, config)
     overall = rates(results)

@@ -48,7 +48,7 @@ def refusal(tmp_path, text: str) -> str:
 
 def test_presets_are_shipped():
     regions = ["dynrefer-flan-t5-xl", "dynrefer-vicuna-7b"]
-    assert PRESETS == ["blip2-flan-t5-xl", "blip2-opt-2.7b", *regions, "embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"]
+    assert ["blip2-flan-t5-xl", "blip2-opt-2.7b", *regions, "embedded", "evcap-vicuna-13b", "evcap-vicuna-7b"] == PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

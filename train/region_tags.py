@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from train_regions import Config
 
 from evcap.cli.console import command
 from evcap.cli.options import DataFolder, NoBars
 from evcap.cli.progress import shown
 from evcap.files import write_text
-from evcap.training.region_data import read_samples
+from evcap.training.region_data import RegionFile, read_samples
 from evcap.training.region_words import vocabulary, words_of
-from evcap.yaml_files import load_yaml
+from evcap.yaml_files import from_dict, read_yaml
 
 
 def main(
@@ -28,8 +27,9 @@ def main(
     quiet: NoBars = False,
 ) -> None:
     """Write the tags of a region captioner."""
-    config = load_yaml(config_path, Config)
-    samples = read_samples(config.files, data, 0.0, config.seed)
+    settings = read_yaml(config_path)
+    files = [from_dict(RegionFile, file, f"{config_path}: files") for file in settings["files"]]
+    samples = read_samples(files, data, 0.0, settings.get("seed", 0))
     tags = vocabulary(words_of(samples, shown(quiet)), least)
     write_text(output, "".join(f"{tag}\n" for tag in tags))
     print(f"{output}: {len(tags)} tags")

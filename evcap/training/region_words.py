@@ -32,7 +32,8 @@ def words_of(samples: Sequence[Sample], progress: Progress = silent) -> list[lis
 def vocabulary(words: Sequence[Sequence[str]], least: int) -> list[str]:
     """The words that at least so many samples have, the most frequent first."""
     counts = Counter(word for row in words for word in _named(row))
-    return [word for word, count in counts.most_common() if count >= least and len(word) > 1]
+    ranked = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    return [word for word, count in ranked if count >= least and len(word) > 1]
 
 
 def _named(words: Sequence[str]) -> set[str]:
