@@ -18,18 +18,23 @@ import random
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 import evcap
-from evcap.cli.console import command
+from evcap.captioner import Caption, Captioner
+from evcap.cli.console import caption_with_bar, command
 from evcap.cli.options import DataFolder
 from evcap.datasets.coco import read_coco_captions
+from evcap.evaluation import renames
 from evcap.evaluation.caption_metrics import per_image_cider, score
-from evcap.evaluation.renames import caption_with, rates, rename_test, with_names
+from evcap.evaluation.renames import rates, with_names
 from evcap.files import write_text
 from evcap.memory.memory import VisualNameMemory
 from evcap.yaml_files import load_yaml
@@ -52,6 +57,21 @@ class Config:
     batch_size: int = 32
     limit: int | None = None  # the first so many images
     seed: int = 0  # of the shuffle
+
+
+def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Config, title: str):
+    """Captions of N images from their query features (N,32,W) with another memory in place: list[Caption]."""
+    captioner.memory = memory
+    return caption_with_bar(captioner, queries, config.beams, config.batch_size, title)
+
+
+def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before: list[Caption], config: Config):
+    """`renames.rename_test` of images, from their query features (N,32,W)."""
+
+    def caption(renamed: VisualNameMemory, rows: Sequence[int], title: str) -> list[Caption]:
+        return caption_with(captioner, renamed, queries[rows], config, title)
+
+    return renames.rename_test(caption, memory, before, config.renames, config.count, partial(print, flush=True))
 
 
 def paired_difference(each: dict[int, float], base: dict[int, float]) -> dict[str, float]:

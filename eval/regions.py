@@ -23,6 +23,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -53,17 +54,8 @@ COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "pink",
 ENTITIES = RegionFile("flickr_entities/entities_{split}.json", "flickr8k/images")
 BOXES = RegionFile("coco_plus/boxes_{split}.json", "coco_plus/images", classes=True)
 RENAMES = Path(__file__).parent / "configs" / "memory-matters.yaml"
+RENAMED = 15  # names, one at a time
 BATCH = 32  # regions
-
-
-@dataclass(frozen=True)
-class RenameConfig:
-    """As `renames.Renames` wants it; beams are those of regions."""
-
-    renames: dict[str, str]
-    count: int = 15
-    beams: int = 0
-    batch_size: int = BATCH
 
 
 @dataclass
@@ -212,29 +204,15 @@ def colours(looked: Looked, quiet: bool) -> tuple[dict, str]:
     return figures, (f"{100 * statistics.fmean(right):.1f} ± {100 * error:.1f} % of {len(right)}, one colour {100 * most:.1f}")
 
 
-class _Regions:
-    """Stands in for a captioner whose images are regions."""
-
-    def __init__(self, describer: RegionDescriber):
-        self.describer = describer
-
-    @property
-    def memory(self) -> VisualNameMemory:
-        return self.describer.captioner.memory
-
-    @memory.setter
-    def memory(self, memory: VisualNameMemory) -> None:
-        self.describer.captioner.memory = memory
-
-    def caption_features(self, queries: torch.Tensor, **options) -> list[Caption]:
-        return say(Looked(self.describer, [], queries), quiet=True)
-
-
 def rename(looked: Looked, quiet: bool) -> tuple[dict, str]:
     """Do captions of regions follow a renaming in the memory? As eval/memory_matters.py asks of photos."""
-    config = RenameConfig(read_yaml(RENAMES)["renames"])
-    before = say(looked, quiet)
-    results, passed_over = rename_test(_Regions(looked.describer), looked.captioner.memory, looked.queries, before, config)
+
+    def caption(memory: VisualNameMemory, rows: list[int], title: str) -> list[Caption]:
+        looked.captioner.memory = memory
+        return say(replace(looked, queries=looked.queries[rows]), quiet=True)
+
+    before, renames = say(looked, quiet), read_yaml(RENAMES)["renames"]
+    results, passed_over = rename_test(caption, looked.captioner.memory, before, renames, RENAMED, partial(print, flush=True))
     overall = rates(results)
     told = f"{overall['follows']:.1f} % of captions follow a renaming; passed over: {sorted(passed_over)}"
     return {"regions": len(before), "rates": overall, "renames": results}, told

@@ -36,6 +36,8 @@ Output = Annotated[
     typer.Option(help="Write results to this file; it grows as FILE.part and gets its name when all is done."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
+Beams = Annotated[int | None, typer.Option(min=1, help="Width of the beam search; the preset's by default.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens in a caption, at most.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no closing line.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the model on CPUs; without it the cores that this process may use.")

@@ -15,7 +15,7 @@ import typer
 import evcap
 from evcap.cli.console import Progress, command, complain, report, tell_finished
 from evcap.cli.interrupt import INTERRUPTED
-from evcap.cli.options import Memory, Output, Preset, Quiet, Threads
+from evcap.cli.options import Beams, MaxLength, Memory, Output, Preset, Quiet, Threads
 from evcap.cli.outputs import check_outputs
 from evcap.cli.overlays import Overlays
 from evcap.cli.preflight import check_model, check_region_model, content_hash, made_with
@@ -96,8 +96,8 @@ def region_command(
         Path | None, typer.Option(metavar="FILE", help="Classes to choose from, one a line, in place of the preset's.")
     ] = None,
     num_captions: Annotated[int, typer.Option(min=1, help="Captions for each region.")] = 1,
-    beams: Annotated[int | None, typer.Option(min=1, help="Width of the beam search; the preset's by default.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens in a caption, at most.")] = None,
+    beams: Beams = None,
+    max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Regions that go through the model together.")] = 32,
     memory: Memory = None,
     preset: Preset = "embedded",

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
-from evcap.captioner import Caption, Captioner
-from evcap.cli.console import caption_with_bar
+from evcap.captioner import Caption as Captioned
 from evcap.memory.memory import VisualNameMemory
 from evcap.memory.names import NameFinder, clean_name
 
 OUTCOMES = ("follows", "neither", "keeps")
 
 
-class Renames(Protocol):
-    """renames: what a name becomes. count: names renamed, one at a time. beams, batch_size: of the captions."""
-
-    renames: dict[str, str]
-    count: int
-    beams: int
-    batch_size: int
+Caption = Callable[[VisualNameMemory, Sequence[int], str], Sequence[Captioned]]
 
 
 def with_names(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
@@ -30,53 +21,58 @@ def with_names(memory: VisualNameMemory, names: list[str]) -> VisualNameMemory:
     return VisualNameMemory(memory.keys, names, memory.sources, memory.images, memory.encoder)
 
 
-def caption_with(captioner: Captioner, memory: VisualNameMemory, queries: torch.Tensor, config: Renames, title: str):
-    """Captions of N images from their query features (N,32,W) with another memory in place: list[Caption]."""
-    captioner.memory = memory
-    return caption_with_bar(captioner, queries, config.beams, config.batch_size, title)
-
-
-def frequent_names(said: Counter, memory: VisualNameMemory, config: Renames) -> tuple[list[str], dict[str, str]]:
+def frequent_names(
+    said: Counter, memory: VisualNameMemory, renames: Mapping[str, str], count: int
+) -> tuple[list[str], dict[str, str]]:
     """The `count` names said most often that can be renamed, and why more frequent ones cannot."""
     chosen, passed_over = [], {}
     for name, _ in said.most_common():
-        if len(chosen) == config.count:
+        if len(chosen) == count:
             break
-        if name not in config.renames:
+        if name not in renames:
             passed_over[name] = "has no substitute in the config"
-        elif clean_name(config.renames[name]) in memory.counts():
-            passed_over[name] = f"its substitute '{config.renames[name]}' stands in the memory already"
+        elif clean_name(renames[name]) in memory.counts():
+            passed_over[name] = f"its substitute '{renames[name]}' stands in the memory already"
         else:
             chosen.append(name)
     return chosen, passed_over
 
 
-def rename_test(captioner: Captioner, memory: VisualNameMemory, queries, before: list[Caption], config: Renames):
+def rename_test(
+    caption: Caption,
+    memory: VisualNameMemory,
+    before: Sequence[Captioned],
+    renames: Mapping[str, str],
+    count: int,
+    report: Callable[[str], None],
+) -> tuple[dict, dict[str, str]]:
     """Per renamed name, counts over the images whose caption said it; and the names passed over, with reasons.
 
+    caption: (memory, which images, title) -> their captions with that memory. before: of all images, with `memory`. renames:
+    what a name becomes; of those said most often, `count` are renamed, one at a time. report: is told of each.
     follows: the caption says the new name and did not before; keeps: it says the old one only; neither: the rest.
     """
     finder = NameFinder(memory.counts())
     said_before = [{m.name for m in finder.find(c.caption)} for c in before]
-    chosen, passed_over = frequent_names(Counter(name for said in said_before for name in sorted(said)), memory, config)
+    chosen, passed_over = frequent_names(Counter(name for said in said_before for name in sorted(said)), memory, renames, count)
     results = {}
     for old in chosen:
-        new = clean_name(config.renames[old])
+        new = clean_name(renames[old])
         pictures = [i for i, said in enumerate(said_before) if old in said]
         renamed = with_names(memory, [new if name == old else name for name in memory.names])
-        after = caption_with(captioner, renamed, queries[pictures], config, f"{old} -> {new}")
+        after = caption(renamed, pictures, f"{old} -> {new}")
         finder_after = NameFinder([*memory.counts(), new])
-        counts = Counter()
-        for i, caption in zip(pictures, after, strict=True):
-            said = {m.name for m in finder_after.find(caption.caption)}
+        outcomes = Counter()
+        for i, now in zip(pictures, after, strict=True):
+            said = {m.name for m in finder_after.find(now.caption)}
             said_new_before = any(m.name == new for m in finder_after.find(before[i].caption))
             outcome = "follows" if new in said and not said_new_before else "keeps" if old in said else "neither"
             retrieved = int(old in {n.name for n in before[i].names})  # an empty Counter would keep a bool
-            counts.update({outcome: 1, f"{outcome}_retrieved": retrieved, "retrieved": retrieved})
-        row = {key: counts[key] for key in ("retrieved", *OUTCOMES, *(f"{o}_retrieved" for o in OUTCOMES))}
+            outcomes.update({outcome: 1, f"{outcome}_retrieved": retrieved, "retrieved": retrieved})
+        row = {key: outcomes[key] for key in ("retrieved", *OUTCOMES, *(f"{o}_retrieved" for o in OUTCOMES))}
         example = {"before": before[pictures[0]].caption, "after": after[0].caption}
         results[old] = {"new": new, "said": len(pictures), **row, "example": example}
-        print(f"{old} -> {new}: {row['follows']} of {len(pictures)} follow, {row['keeps']} keep", flush=True)
+        report(f"{old} -> {new}: {row['follows']} of {len(pictures)} follow, {row['keeps']} keep")
     return results, passed_over
 
 
