@@ -16,7 +16,6 @@ FOLDER/PART.json.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import statistics
 import sys
@@ -48,9 +47,9 @@ from evcap.regions.control_words import clean_caption
 from evcap.regions.describe import RegionDescriber
 from evcap.regions.views import TASK_RATIOS, random_ratios
 from evcap.training.region_data import RegionFile, Sample, cached_views, hashed_ratios, read_samples
+from evcap.training.region_words import COLOURS, in_each_colour
 from evcap.yaml_files import read_yaml
 
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "pink", "purple", "brown", "gray")
 ENTITIES = RegionFile("flickr_entities/entities_{split}.json", "flickr8k/images")
 BOXES = RegionFile("coco_plus/boxes_{split}.json", "coco_plus/images", classes=True)
 RENAMES = Path(__file__).parent / "configs" / "memory-matters.yaml"
@@ -181,15 +180,13 @@ def colours(looked: Looked, quiet: bool) -> tuple[dict, str]:
     for sample, queries in zip(looked.samples, looked.queries, strict=True):
         region = sample.region
         asked = [clean_caption(phrase).replace("grey", "gray") for phrase in region.phrases]
-        told = {colour for phrase in asked for colour in COLOURS if colour in phrase.split()}
+        told = {word for phrase in asked for word in phrase.split()} & set(COLOURS)
         if not {"clothing", "vehicles"} & set(region.types) or len(told) != 1:
             continue
-        (colour,) = told
-        phrase = next(phrase for phrase in asked if colour in phrase.split())
-        texts = [re.sub(rf"\b{colour}\b", other, phrase) for other in COLOURS]
-        best = looked.describer.scores(queries[None], looked.describer.texts(texts))[0].argmax()
-        right.append(int(COLOURS[best] == colour))
-        of[colour].append(right[-1])
+        own, texts = next(choice for phrase in asked if (choice := in_each_colour(phrase)))
+        best = looked.describer.scores(queries[None], looked.describer.texts(texts))[0].argmax().item()
+        right.append(int(best == own))
+        of[COLOURS[own]].append(right[-1])
     if not right:
         raise EvcapError("no region of clothing or vehicles has phrases that name one colour of eleven")
     error = statistics.pstdev(right) / len(right) ** 0.5

@@ -32,13 +32,29 @@ from evcap.memory.memory import VisualNameMemory
 from evcap.model.build import language_precision_in_training
 from evcap.model.fingerprint import encoder_fingerprint
 from evcap.regions.control_words import clean_caption, control_words, dropped
+from evcap.regions.heads import likeliest_tags
 from evcap.regions.model import RegionModel, learns, open_regions, open_spine
 from evcap.regions.texts import TextFeatures
 from evcap.runtime import half_precision
 from evcap.training.loop import Learner, TrainingLoop
-from evcap.training.region_data import RegionFile, ViewTokens, cached_views, drawn_ratios, hashed_ratios, read_samples
-from evcap.training.region_losses import TAG_WEIGHT, TEXT_WEIGHT, asymmetric_loss, class_loss, region_text_loss
-from evcap.training.region_words import tag_targets, words_of
+from evcap.training.region_data import (
+    RegionFile,
+    ViewTokens,
+    cached_views,
+    drawn_ratios,
+    drawn_views,
+    hashed_ratios,
+    read_samples,
+)
+from evcap.training.region_losses import (
+    TAG_WEIGHT,
+    TEXT_WEIGHT,
+    asymmetric_loss,
+    choice_loss,
+    class_loss,
+    region_text_loss,
+)
+from evcap.training.region_words import COLOURS, colour_choice, tag_targets, tags_of_step, words_of
 from evcap.training.renaming import SPARE, make_renamer, noisy, retold
 from evcap.yaml_files import load_yaml
 
@@ -65,10 +81,13 @@ class Config:
     drawn: int = 2  # views at random that are kept of each region
     ratios: list[float] = field(default_factory=list)  # t of the views instead, always the same ones
     in_classes: int = 12  # regions of classes that join each step
+    captioned: int = 0  # of the described regions of a step those whose captions are learned, the dearest part; 0 = all
+    predicted_words: float = 0.0  # share of the captions that are asked for with the tags that the model itself finds
     caption_weight: float = 1.0
     tag_weight: float = TAG_WEIGHT
     text_weight: float = TEXT_WEIGHT
     class_weight: float = 0.5
+    colour_weight: float = 0.0  # of the choice of a phrase's colour among eleven
     with_names: bool = True
     substitutes: str = ""  # as in train/train.py, and so the next four
     rename: float = 0.5
@@ -95,7 +114,7 @@ class RegionLearner(Learner):
 
     def __init__(self, model: RegionModel, config: Config, slots: int):
         super().__init__(model)
-        self.noise, self.slots = config.noise, slots
+        self.noise, self.slots, self.captioned = config.noise, slots, config.captioned or config.batch
 
     def trained_parts(self) -> dict[str, torch.Tensor]:
         return self.model.trained()
@@ -103,29 +122,27 @@ class RegionLearner(Learner):
     def load(self, given: dict[str, torch.Tensor], where: str) -> None:
         self.model.load(given, where)
 
-    def forward(self, tokens, boxes, told_for, texts, same, tags, holds, known, classes, labels):
+    def forward(self, tokens, boxes, told_for, texts, same, tags, holds, known, classes, labels, coloured):
         """tokens (B+c,V,P,C), boxes (B+c,V,4), the last c regions of classes -> dict of losses.
 
-        told_for: Q (B,32,W) -> (names, control words, PackedCaptions) of the described ones. texts (B+c,E): of a text of each
-        region, same (B+c,): its number. tags (T,E), holds and known (B+c,T). classes (k,E), labels (c,).
+        told_for: Q (n,32,W) -> (names, control words, PackedCaptions) of the first n, whose captions are learned. texts
+        (B+c,E): of a text of each region, same (B+c,): its number. tags (T,E), holds and known (B+c,T). classes (k,E), labels
+        (c,). coloured: which regions (m,), features (m,11,E) of a phrase of each in every colour, the right one (m,).
         """
         model, device = self.model, tokens.device
         queries = model.queries(tokens, boxes)
-        described = queries[: len(queries) - len(labels)]
-        names, controls, captions = told_for(described.detach().float().cpu())
+        first_of_class = len(queries) - len(labels)
+        described = queries[:first_of_class][: self.captioned]
+        names, controls, captions = told_for(described.detach().float())
         prompt = model.prompt(noisy(described, self.noise), names, controls, self.slots)
         losses = {"caption": model.language.loss(prompt, captions.to(device))}
         logits = model.tag_head(queries, tags).float().masked_fill(~known, -1e4)  # what is not known costs nothing
         losses["tag"] = asymmetric_loss(logits, holds & known)
         losses["text"] = region_text_loss(model.region_text_head, queries, texts, same)
-        losses["class"] = class_loss(model.region_text_head, queries[len(described) :], classes, labels)
+        losses["class"] = class_loss(model.region_text_head, queries[first_of_class:], classes, labels)
+        rows, phrases, right = coloured
+        losses["colour"] = choice_loss(model.region_text_head, queries[rows], phrases, right)
         return losses
-
-
-def tags_of_step(holds: torch.Tensor, most: int) -> torch.Tensor:
-    """The tags (n,) that hold for some region of a step, holds (R,T), and others at random: at most `most`."""
-    order = holds.any(0).float() + torch.rand(holds.shape[1])
-    return order.topk(min(most, holds.shape[1])).indices
 
 
 def check_views(config: Config, views: int, path: Path) -> None:
@@ -134,15 +151,6 @@ def check_views(config: Config, views: int, path: Path) -> None:
         raise EvcapError(f"{path}: {len(config.ratios)} ratios, the preset's regions have {views} views")
     if not config.ratios and config.drawn + 2 < views:
         raise EvcapError(f"{path}: {views} views of a region, {config.drawn + 2} are kept: raise `drawn`")
-
-
-def drawn_views(kept: int, count: int, views: int, draw: np.random.Generator) -> np.ndarray:
-    """Which of the `kept` views of `count` regions a step sees, (count,views): the first, then others, none twice; all in order
-    where no more are kept."""
-    if kept == views:
-        return np.arange(views)[None].repeat(count, 0)
-    others = 1 + draw.random((count, kept - 1)).argsort(1)[:, : views - 1]
-    return np.concatenate([np.zeros((count, 1), np.int64), others], axis=1)
 
 
 @torch.inference_mode()
@@ -211,11 +219,14 @@ def main(
 
     words = words_of(samples, progress)
     holds, known = tag_targets(samples, words, tags, classes)
-    texts = sorted({clean_caption(phrase) for sample in samples for phrase in sample.region.phrases})
+    said = [(sample, clean_caption(phrase)) for sample in samples for phrase in sample.region.phrases]
+    choices = [colour_choice(*each) for each in said] if config.colour_weight else []
+    texts = sorted({phrase for _, phrase in said}.union(*(choice[1] for choice in choices if choice)))
     place = {text: number for number, text in enumerate(texts)}
     with accelerator.main_process_first():
         read = TextFeatures(model.config, model.text_tower, preset.text_tower, progress)
         embedded, tag_texts, class_texts = (read(each) for each in (texts, tags, classes))
+    all_tags = tag_texts.to(accelerator.device)
     labels = {name: number for number, name in enumerate(classes)}
 
     spine.requires_grad_(False)
@@ -246,7 +257,7 @@ def main(
         def told_for(queries, rows=chosen_rows, draw=draw):
             some, names = [samples[row] for row in rows], [[] for _ in rows]
             if memory:
-                found = memory.retrieve(queries, rule, [sample.region.path.name for sample in some])
+                found = memory.retrieve(queries.cpu(), rule, [sample.region.path.name for sample in some])
                 names = [[name.name for name in row] for row in found]
             captions = [[clean_caption(phrase) for phrase in sample.region.phrases] for sample in some]
             told = [
@@ -256,14 +267,27 @@ def main(
             packed = model.language.pack([said for _, said in told], config.caption_slots, config.max_tokens)
             kept = [names for names, _ in told]
             joined = kept if model.config.names_as_words else [[]] * len(rows)
-            return kept, [dropped([*words[row], *more], draw) for row, more in zip(rows, joined, strict=True)], packed
+            controls = [dropped([*words[row], *more], draw) for row, more in zip(rows, joined, strict=True)]
+            for number in [number for number in range(len(rows)) if draw.random() < config.predicted_words]:
+                with torch.no_grad():
+                    logits = model.tag_head(queries[number : number + 1], all_tags)
+                (found,) = likeliest_tags(logits, tags, model.config.tag_threshold)
+                controls[number] = control_words([*joined[number], *found])
+            return kept, controls, packed
 
-        numbers = torch.tensor([place[clean_caption(draw.choice(samples[row].region.phrases))] for row in rows])
+        said = [clean_caption(draw.choice(samples[row].region.phrases)) for row in rows]
+        numbers = torch.tensor([place[text] for text in said])
+        choices = [(number, colour_choice(samples[row], said[number])) for number, row in enumerate(rows)]
+        choices = [(number, *choice) for number, choice in choices if choice and config.colour_weight]
+        in_colours = torch.tensor([[place[text] for text in others] for _, _, others in choices], dtype=torch.long)
+        of_colours, right = (torch.tensor([choice[part] for choice in choices], dtype=torch.long) for part in (0, 1))
+        coloured = of_colours, embedded[in_colours.reshape(-1, len(COLOURS))], right
         asked = tags_of_step(holds[rows], config.tags_of_step)
         given = (embedded[numbers], numbers, tag_texts[asked], holds[rows][:, asked], known[rows][:, asked], class_texts)
         answers = torch.tensor([labels[samples[row].region.phrases[0]] for row in of_classes], dtype=torch.long)
-        given = [tensor.to(accelerator.device) for tensor in (*given, answers)]
-        losses = trainer(tokens.to(accelerator.device), boxes.to(accelerator.device), told_for, *given)
+        given = [tensor.to(accelerator.device) for tensor in (tokens, boxes, *given, answers)]
+        coloured = [tensor.to(accelerator.device) for tensor in coloured]
+        losses = trainer(*given[:2], told_for, *given[2:], coloured)
         loop.backward(sum(getattr(config, f"{name}_weight") * value for name, value in losses.items()), **losses)
 
 

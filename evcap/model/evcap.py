@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -155,7 +155,12 @@ def load_parts(model: QueryEncoder, given: dict[str, torch.Tensor], where: str) 
     given = {FORMER.sub(lambda match: NOW[match[0]], name): tensor for name, tensor in given.items()}
     if not isinstance(model, EVCap):
         given = {name: tensor for name, tensor in given.items() if not name.startswith(("fusion.", "projection.", "language."))}
-    wanted = trained_parts(model)
+    fill(trained_parts(model), given, where)
+
+
+def fill(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy the given tensors into those that are wanted: all of them, each of its shape; EvcapError names the first that does
+    not fit."""
     for name, tensor in wanted.items():
         if name not in given:
             raise EvcapError(f"{where}: tensor '{name}' {tuple(tensor.shape)} is missing; the file fits another preset")

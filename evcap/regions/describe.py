@@ -22,7 +22,7 @@ from evcap.memory.ranking import RetrievedName
 from evcap.model.build import build_language
 from evcap.model.evcap import EVCap
 from evcap.regions.control_words import control_words
-from evcap.regions.heads import RegionTextHead, tags_above
+from evcap.regions.heads import RegionTextHead, likeliest_tags
 from evcap.regions.model import RegionModel, open_regions
 from evcap.regions.texts import TextFeatures
 from evcap.regions.views import checked_regions, crop_views, located_views, selected_ratios, view_scores
@@ -121,8 +121,12 @@ class RegionDescriber:
         """Regions of an RGB image, boxes (x1,y1,x2,y2) in its pixels -> what is said of each, in their order.
 
         task: see `selected_ratios`. words: the user's own control words, which captions should use. Raises EvcapError with
-        one line for the first box that cannot be described.
+        one line for the first box that cannot be described, for words that are one text, and for numbers below 1.
         """
+        if isinstance(words, str):
+            raise EvcapError(f"words is the text '{words[:40]}': give a list, as in ['red', 'shirt']")
+        if min(num_captions, batch_size) < 1:
+            raise EvcapError("num_captions and batch_size must be at least 1")
         regions = checked_regions(boxes, *image.size)
         if not len(regions):
             return []
@@ -212,9 +216,7 @@ class RegionDescriber:
         if not self.tags.texts:
             return [[] for _ in queries]
         logits = self.model.tag_head(queries, self.tags.features.to(queries.device)).cpu()
-        kept = tags_above(logits, self.tags.texts, self.config.tag_threshold)
-        place = {text: number for number, text in enumerate(self.tags.texts)}
-        return [sorted(row, key=lambda tag, own=own: -own[place[tag]].item()) for row, own in zip(kept, logits, strict=True)]
+        return likeliest_tags(logits, self.tags.texts, self.config.tag_threshold)
 
     def classes_of(self, queries: torch.Tensor) -> list[str]:
         """The class of each region that fits best, from Q (R,32,W)."""

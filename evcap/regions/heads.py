@@ -76,6 +76,13 @@ def tags_above(logits: torch.Tensor, names: Sequence[str], threshold: float) -> 
     return [[names[place] for place in row.nonzero()[:, 0].tolist()] for row in logits.sigmoid() > threshold]
 
 
+def likeliest_tags(logits: torch.Tensor, names: Sequence[str], threshold: float) -> list[list[str]]:
+    """As `tags_above`, most probable first."""
+    above = logits.sigmoid() > threshold
+    ranked = logits.argsort(dim=1, descending=True, stable=True)
+    return [[names[place] for place in row[:count].tolist()] for row, count in zip(ranked, above.sum(1).tolist(), strict=True)]
+
+
 def best_text(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """The best of each thing's texts, which stand one after the other: scores (R,T), counts of texts that sum to T -> (R,A)."""
     return torch.stack([part.amax(1) for part in scores.split(list(counts), dim=1)], dim=1)

@@ -14,7 +14,7 @@ from evcap.errors import EvcapError
 from evcap.language.lora import LoraLinear, twin
 from evcap.language.model import Hypothesis, LanguageModel, Prompt, TextBlock
 from evcap.model.build import build_encoder, build_language, build_model
-from evcap.model.evcap import EVCap, QueryEncoder
+from evcap.model.evcap import EVCap, QueryEncoder, fill
 from evcap.model.name_fusion import name_tokenizer
 from evcap.model.qformer import QFormer
 from evcap.regions.heads import RegionTextHead, TagHead
@@ -128,16 +128,7 @@ class RegionModel(nn.Module):
 
     def load(self, given: Mapping[str, torch.Tensor], where: str) -> None:
         """Copy trained tensors into the model: all of them, each of its shape. EvcapError names the first that does not fit."""
-        wanted = self.trained()
-        for name, tensor in wanted.items():
-            if name not in given or given[name].shape != tensor.shape:
-                found = f"is {tuple(given[name].shape)}" if name in given else "is missing"
-                raise EvcapError(f"{where}: tensor '{name}' {tuple(tensor.shape)} {found}; the file fits another preset")
-        for name in given.keys() - wanted.keys():
-            raise EvcapError(f"{where}: unexpected tensor '{name}'; the file fits another preset")
-        with torch.no_grad():
-            for name, tensor in wanted.items():
-                tensor.copy_(given[name])
+        fill(self.trained(), given, where)
 
 
 def learns(name: str) -> bool:

@@ -76,6 +76,15 @@ def drawn_ratios(samples: Sequence[Sample], drawn: int, seed: int) -> np.ndarray
     return np.concatenate([ends[0], CANDIDATES[order], ends[1]], axis=1)
 
 
+def drawn_views(kept: int, count: int, views: int, draw: np.random.Generator) -> np.ndarray:
+    """Which of the `kept` views of `count` regions a step sees, (count,views): the first, then others, none twice; all in order
+    where no more are kept."""
+    if kept == views:
+        return np.arange(views)[None].repeat(count, 0)
+    others = 1 + draw.random((count, kept - 1)).argsort(1)[:, : views - 1]
+    return np.concatenate([np.zeros((count, 1), np.int64), others], axis=1)
+
+
 def hashed_ratios(samples: Sequence[Sample], views: int, task: str = "auto") -> np.ndarray:
     """t of the views that inference takes, (N,views)."""
     rows = np.zeros((len(samples), views))

@@ -87,3 +87,13 @@ def class_loss(head: RegionTextHead, regions: torch.Tensor, names: torch.Tensor,
     classes."""
     logits = head(regions, names).float() * head.log_scale.exp()
     return nn.functional.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+
+
+def choice_loss(head: RegionTextHead, regions: torch.Tensor, texts: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Query features (R,Q,W), features (R,A,E) of A texts of each region, of which the one `right` (R,) int64 holds -> mean
+    cross-entropy of the scores, 0 of no region. Texts that differ in one word are alike to a contrast with other regions'."""
+    if not len(right):
+        return texts.new_zeros(())
+    own = torch.arange(len(right), device=right.device)
+    scores = head(regions, texts.flatten(0, 1)).unflatten(1, texts.shape[:2])[own, own]  # few regions: all pairs cost little
+    return nn.functional.cross_entropy(scores.float() * head.log_scale.exp(), right)

@@ -1,4 +1,4 @@
-"""The words of regions: control words of each, and which tags of a vocabulary hold."""
+"""The words of regions: control words of each, which tags of a vocabulary hold, and phrases in other colours."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from evcap.progress import Progress, silent
 from evcap.regions.control_words import caption_phrases, clean_caption
 from evcap.training.region_data import Sample
+
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "pink", "purple", "brown", "gray")
 
 
 def words_of(samples: Sequence[Sample], progress: Progress = silent) -> list[list[str]]:
@@ -52,3 +54,24 @@ def tag_targets(
     of_classes = torch.tensor([tag in set(classes) for tag in tags])
     known = torch.tensor([[not sample.in_class] for sample in samples]) | of_classes
     return holds, known
+
+
+def colour_choice(sample: Sample, phrase: str) -> tuple[int, list[str]] | None:
+    """`in_each_colour` of a phrase of a region, None for a class and for people, whose colours are those of what they wear."""
+    return None if sample.in_class or "people" in sample.region.types else in_each_colour(phrase)
+
+
+def in_each_colour(phrase: str) -> tuple[int, list[str]] | None:
+    """A cleaned phrase in each of COLOURS, and the place among them of its own; None for one that names none or several."""
+    words = ["gray" if word == "grey" else word for word in phrase.split()]
+    told = set(words) & set(COLOURS)
+    if len(told) != 1:
+        return None
+    (own,) = told
+    return COLOURS.index(own), [" ".join(colour if word == own else word for word in words) for colour in COLOURS]
+
+
+def tags_of_step(holds: torch.Tensor, most: int) -> torch.Tensor:
+    """The tags (n,) that hold for some region of a step, holds (R,T), and others at random: at most `most`."""
+    order = holds.any(0).float() + torch.rand(holds.shape[1])
+    return order.topk(min(most, holds.shape[1])).indices

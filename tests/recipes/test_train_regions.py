@@ -17,7 +17,7 @@ from evcap.regions.describe import RegionDescriber
 from evcap.regions.model import open_regions
 from evcap.weights.wheels import read_safetensors
 
-BRIEF = {"max_steps": 4, "warmup": 1}
+BRIEF = {"max_steps": 4, "warmup": 1, "captioned": 1, "predicted_words": 0.5, "colour_weight": 1.0}
 
 
 def tensors(output: str, name: str = "last") -> dict[str, torch.Tensor]:
@@ -37,8 +37,8 @@ def test_a_run_learns_the_parts_of_regions_and_nothing_else():
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [0, 1, 2, 3]
     for row in steps:
-        assert all(math.isfinite(row[name]) for name in ("loss", "caption", "tag", "text", "class"))
-        parts = row["caption"] + 0.01 * row["tag"] + 0.5 * row["text"] + 0.5 * row["class"]
+        assert all(math.isfinite(row[name]) for name in ("loss", "caption", "tag", "text", "class", "colour"))
+        parts = row["caption"] + 0.01 * row["tag"] + 0.5 * row["text"] + 0.5 * row["class"] + row["colour"]
         assert row["loss"] == pytest.approx(parts, rel=1e-4)
     assert any("cider" in row for row in rows)
     assert (world() / "start.safetensors").read_bytes() == before

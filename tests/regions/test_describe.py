@@ -212,6 +212,16 @@ def test_a_box_that_cannot_be_described_is_told_in_one_line(shared, box, said):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"words": "red"}, "words is the text 'red'"), ({"num_captions": 0}, "at least 1"), ({"batch_size": 0}, "at least 1")],
+)
+def test_what_cannot_be_asked_for_is_told_in_one_line(shared, given, said):
+    with pytest.raises(EvcapError, match=said) as told:
+        shared.describe(noise(60, 40), [(5, 5, 30, 30)], **given)
+    assert "\n" not in str(told.value)
+
+
 def test_an_unknown_task_is_told(shared):
     with pytest.raises(EvcapError, match="unknown task 'colour', known: auto, attributes, caption"):
         shared.describe(IMAGE, BOXES[:1], task="colour")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from evcap.config import QFormerConfig
-from evcap.regions.heads import QueryDecoder, RegionTextHead, TagHead, best_text, tags_above
+from evcap.regions.heads import QueryDecoder, RegionTextHead, TagHead, best_text, likeliest_tags, tags_above
 
 SMALL = QFormerConfig(width=8, layers=2, heads=2, intermediate=16, dropout=0.1)
 
@@ -58,5 +58,7 @@ def test_the_score_of_a_text_is_bounded_and_begins_as_siglip_does():
 def test_tags_above_a_threshold_and_the_best_of_several_texts():
     logits = torch.tensor([[2.0, -1.0, 0.9], [-3.0, -3.0, -3.0]])
     assert tags_above(logits, ["dog", "cat", "tree"], 0.7) == [["dog", "tree"], []]
+    logits = torch.tensor([[1.0, -1.0, 2.0], [-3.0, -3.0, -3.0], [1.5, 1.0, 1.5]])
+    assert likeliest_tags(logits, ["dog", "cat", "tree"], 0.7) == [["tree", "dog"], [], ["dog", "tree", "cat"]]
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.4, 0.8]])
     torch.testing.assert_close(best_text(scores, [2, 1]), torch.tensor([[0.9, 0.3], [0.5, 0.8]]))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from PIL import Image
 from tiny_regions import noise, tiny_spine
 
 from evcap.datasets.collages import Collage
-from evcap.datasets.phrases import read_class_boxes, read_phrases
+from evcap.datasets.phrases import Region, read_class_boxes, read_phrases
 from evcap.images.opening import open_image, to_tensor
 from evcap.regions.control_words import dropped
 from evcap.regions.views import CANDIDATES, checked_regions, located_views, selected_ratios, view_scores
 from evcap.training import region_data
 from evcap.training.region_data import RegionFile, Sample, cached_views, drawn_ratios, hashed_ratios, opened, read_samples
-from evcap.training.region_words import tag_targets, vocabulary, words_of
+from evcap.training.region_words import COLOURS, colour_choice, in_each_colour, tag_targets, vocabulary, words_of
 
 PHRASES = RegionFile("phrases.json", "images")
 CLASSES = RegionFile("boxes.json", "images", classes=True)
@@ -199,3 +200,22 @@ def test_dropped_words_are_some_of_them():
     drawn = [dropped(["red", "dog"], draw) for _ in range(400)]
     assert set(drawn) == {"|", "red|", "dog|", "red,dog|", "dog,red|"}
     assert 0.5 < drawn.count("|") / 400 < 0.75  # a half, and a quarter of the other half
+
+
+def test_a_phrase_of_one_colour_stands_in_each():
+    own, phrases = in_each_colour("a grey and gray coat")
+    assert COLOURS[own] == "gray" and phrases[own] == "a gray and gray coat"
+    assert phrases[COLOURS.index("red")] == "a red and red coat" and len(set(phrases)) == len(COLOURS)
+    assert in_each_colour("a bored man") is None  # no word of it is a colour
+    assert in_each_colour("a red and white shirt") is None
+    assert in_each_colour("a big coat") is None
+
+
+def test_the_colours_of_people_and_classes_are_not_asked_for():
+    def sample(types, in_class=False):
+        region = Region(1, Path("1.png"), (0, 0, 5, 5), ("an orange",), types, (9, 9), (9, 9))
+        return Sample(region.path, region, in_class)
+
+    assert colour_choice(sample(("clothing",)), "a red shirt") == in_each_colour("a red shirt")
+    assert colour_choice(sample(("people",)), "a black man") is None
+    assert colour_choice(sample((), in_class=True), "an orange") is None

@@ -11,7 +11,7 @@ from places import REPOSITORY
 from region_pairs import SAME, SMALL, pairs
 
 from evcap.regions.heads import RegionTextHead
-from evcap.training.region_losses import asymmetric_loss, class_loss, region_text_loss
+from evcap.training.region_losses import asymmetric_loss, choice_loss, class_loss, region_text_loss
 
 
 def test_the_asymmetric_loss_is_its_formula():
@@ -87,3 +87,14 @@ def test_the_class_loss_is_the_cross_entropy_of_scaled_scores():
     total = sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(scores, labels.tolist(), strict=True))
     assert class_loss(head, regions, names, labels).item() == pytest.approx(total / 4, rel=1e-5)
     assert class_loss(head, regions[:0], names, labels[:0]).item() == 0  # where no set has classes
+
+
+def test_the_choice_loss_sees_the_texts_of_its_own_region_alone():
+    head, regions, texts = pairs()
+    right, total = torch.tensor([1, 0]), 0.0
+    for region, own, answer in zip(regions[:2], texts.split(2), right.tolist(), strict=True):
+        row = (head(region[None], own)[0] * head.log_scale.exp()).tolist()
+        total += math.log(sum(map(math.exp, row))) - row[answer]
+    found = choice_loss(head, regions[:2], torch.stack(texts.split(2)), right)
+    assert found.item() == pytest.approx(total / 2, rel=1e-5)
+    assert choice_loss(head, regions[:0], texts.new_zeros(0, 11, texts.shape[1]), right[:0]).item() == 0
