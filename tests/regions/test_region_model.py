@@ -215,7 +215,7 @@ def test_trained_tensors_are_written_and_read(spine, model, tmp_path):
     [
         (lambda t: t.pop("projection.bias"), r"tensor 'projection.bias' \(32,\) is missing"),
         (lambda t: t.update(more=torch.zeros(1)), "unexpected tensor 'more'"),
-        (lambda t: t.update({"tag_head.score.bias": torch.zeros(2)}), r"tensor 'tag_head.score.bias' is \(2,\), expected \(1,\)"),
+        (lambda t: t.update({"tag_head.score.bias": torch.zeros(2)}), r"'tag_head.score.bias' is \(2,\), expected \(1,\)"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(spine, model, tmp_path, change, said):
