@@ -254,7 +254,7 @@ def main(
             rows, drawn_views(ratios.shape[1], len(rows), model.config.views, np.random.default_rng(draws))
         )
 
-        def told_for(queries, rows=chosen_rows, draw=draw):
+        def told_for(queries, rows=chosen_rows[: learner.captioned], draw=draw):
             some, names = [samples[row] for row in rows], [[] for _ in rows]
             if memory:
                 found = memory.retrieve(queries.cpu(), rule, [sample.region.path.name for sample in some])
