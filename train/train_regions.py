@@ -268,11 +268,12 @@ def main(
             kept = [names for names, _ in told]
             joined = kept if model.config.names_as_words else [[]] * len(rows)
             controls = [dropped([*words[row], *more], draw) for row, more in zip(rows, joined, strict=True)]
-            for number in [number for number in range(len(rows)) if draw.random() < config.predicted_words]:
+            if asking := [number for number in range(len(rows)) if draw.random() < config.predicted_words]:
                 with torch.no_grad():
-                    logits = model.tag_head(queries[number : number + 1], all_tags)
-                (found,) = likeliest_tags(logits, tags, model.config.tag_threshold)
-                controls[number] = control_words([*joined[number], *found])
+                    logits = model.tag_head(queries[asking], all_tags)
+                predicted = likeliest_tags(logits, tags, model.config.tag_threshold)
+                for number, found in zip(asking, predicted, strict=True):
+                    controls[number] = control_words([*joined[number], *found])
             return kept, controls, packed
 
         said = [clean_caption(draw.choice(samples[row].region.phrases)) for row in rows]
